@@ -1,0 +1,1 @@
+"""What a run is (run), what it must not be (check), and how words become one (parse)."""

@@ -1,0 +1,1 @@
+"""Data: shards in object storage, their manifest, the order of rows, the cache and the stream of batches."""

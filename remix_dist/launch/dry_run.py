@@ -1,0 +1,80 @@
+"""--dry_run: what a run would do and cost, from the manifest alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from remix_dist.config.run import Run
+from remix_dist.data.manifest import open_shard_set
+from remix_dist.data.plan import Plan
+from remix_dist.model import build_model
+from remix_dist.train.schedule import deferral_epoch
+
+
+def describe(run: Run, speed: float) -> str:
+    """The resolved plan as text: rows, classes, steps, phases, bytes, checkpoint size, hours at `speed` images/s per
+    worker. Call launch.train.prepare first: it does the checks."""
+    train, val = (open_shard_set(run.data.url, split) for split in ("train", run.data.val_split))
+    plan = Plan(train.label_N, train.shard_N, seed=run.train.seed, global_batch=run.train.global_batch)
+    total, count_C = plan.steps(run.schedule.epochs), train.count_C
+    model = build_model(run.model.name, len(train.classes), run.loss.head_scale, run.model.weights)
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = total * run.train.global_batch
+    hours = rows / (speed * run.ray.workers) / 3600
+    many, few = (count_C > run.train.many_above).sum(), (count_C < run.train.few_below).sum()
+    accumulation = run.train.global_batch // run.train.micro_batch
+    lines = [
+        ("method", f"{run.method()} ({run.model.name}, {parameters:,} parameters)"),
+        ("run", f"{run.storage}/{run.name}"),
+        ("train", f"{len(train):,} rows, {len(train.classes):,} classes of {count_C.max():,} .. {count_C.min():,}"),
+        ("shots", f"{many:,} many (> {run.train.many_above}), {len(count_C) - many - few:,} medium, {few:,} few "
+                  f"(< {run.train.few_below})"),
+        ("val", f"{len(val):,} rows"),
+        ("global batch", f"{run.train.global_batch} = {accumulation} x {run.train.micro_batch}, on {run.ray.workers} "
+                         f"workers ({', '.join(str(len(s)) for s in _shares(run))} micro-batches a step)"),
+        ("steps", f"{total:,} ({run.schedule.epochs:g} epochs of {len(train) / run.train.global_batch:,.1f} steps)"),
+        ("learning rate", _rates(run, plan)),
+        ("rebalancing", _phase(run, plan)),
+        ("label rule", _relabelled(run, count_C)),
+        ("to stream", f"{train.bytes / 1e9:,.3f} GB a cold epoch in {len(train.shards)} shards; cache "
+                      f"{run.data.cache_gb:g} GB a node"),
+        ("checkpoint", f"{parameters * 4 * (2 + bool(run.optim.ema)) / 1e6:,.1f} MB, {run.checkpoint.keep} kept, every "
+                       f"{run.checkpoint.every_seconds:g} s"),
+        ("cost", f"{hours * run.ray.workers:,.1f} GPU-hours, {hours:,.1f} h wall, at {speed:,.0f} images/s a worker"),
+    ]  # fmt: skip
+    return "\n".join(f"{key:>14}  {value}" for key, value in lines)
+
+
+def _shares(run: Run) -> list[range]:
+    n, world = run.train.global_batch // run.train.micro_batch, run.ray.workers
+    return [range(r * n // world, (r + 1) * n // world) for r in range(world)]
+
+
+def _rates(run: Run, plan: Plan) -> str:
+    if run.schedule.kind == "cosine":
+        body = "cosine to 0"
+    else:
+        at = ", ".join(f"step {plan.steps(d):,} (epoch {d:g})" for d in run.schedule.decays)
+        body = f"{run.optim.lr:g}, times {run.schedule.factor:g} at {at}"
+    warm = f"; warm-up {plan.steps(run.schedule.warmup):,} steps" if run.schedule.warmup else ""
+    return body + warm
+
+
+def _phase(run: Run, plan: Plan) -> str:
+    name = type(run.rebalance).__name__
+    if name == "NoRebalance":
+        return "none"
+    epoch = deferral_epoch(run.rebalance, run.schedule)
+    return f"{name} from step {plan.steps(epoch):,} (epoch {epoch})"
+
+
+def _relabelled(run: Run, count_C: np.ndarray) -> str:
+    """Expected share of mixed rows that Eq. 10 relabels under natural sampling and a symmetric Beta at tau 0.5."""
+    kappa = getattr(run.labels, "kappa", None)
+    if kappa is None:
+        return "lambda_y = lambda_x"
+    order = np.sort(count_C).astype(float)
+    weight = order / order.sum()
+    below = np.concatenate([[0.0], np.cumsum(weight)])[np.searchsorted(order, order / kappa, side="right")]
+    pairs = 2 * float((weight * below).sum())
+    return f"Remix: {pairs:.1%} of pairs are kappa-imbalanced ({kappa:g} x), about half of them relabelled at tau 0.5"

@@ -1,0 +1,161 @@
+"""Training on Ray Train: the driver that starts the workers, and what one DDP worker does.
+
+Ray starts, watches and restarts the workers; runs, checkpoints and resume are ours (train/session.py). Ray's own
+run name would silently resume its own state, so every fit gets a fresh one, and none of its snapshots matters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train.torch
+import torch
+
+from remix_dist.config.check import check_data, check_run
+from remix_dist.config.run import Ray, Run
+from remix_dist.data.manifest import filesystem, open_shard_set
+from remix_dist.train.metrics import write_text
+from remix_dist.train.result import read_result
+from remix_dist.train.schedule import deferral_epoch
+from remix_dist.train.session import Hooks, Session
+from remix_dist.types import UserError
+
+
+def train(runs: list[Run]) -> list[dict[str, Any]]:
+    """Train the runs one after the other in one group of Ray workers; the results, in order. A finished run is not
+    trained again. Each must have been through `prepare`. UserError where training cannot go on."""
+    options, fit = runs[0].ray, f"fit-{uuid.uuid4().hex[:12]}"
+    fs, root = filesystem(runs[0].storage)
+    ours = not ray.is_initialized()
+    try:
+        trainer = _trainer(runs, fit, gpu=_connect(options))
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _explain(error, runs, fit) from error
+        for run in runs:
+            if message := _fatal(run, fit):
+                raise UserError(message)
+        return [read_result(f"{run.storage}/{run.name}") or {} for run in runs]
+    finally:
+        if ours:
+            ray.shutdown()
+        if fs.exists(f"{root}/.ray/{fit}"):
+            fs.rm(f"{root}/.ray/{fit}", recursive=True)
+
+
+def prepare(run: Run) -> Run:
+    """Check a run against its data on the driver, before any GPU is taken, and settle its name and places."""
+    data = dataclasses.replace(run.data, url=_absolute(run.data.url))
+    run = dataclasses.replace(run, storage=_absolute(run.storage), data=data)
+    train_set, val_set = (open_shard_set(data.url, split) for split in ("train", data.val_split))
+    deferral_epoch(run.rebalance, run.schedule)
+    for note in check_run(run) + check_data(run, train_set.classes, train_set.count_C, val_set.classes):
+        print(f"note: {note}", flush=True)
+    name, (fs, root) = run.identity(train_set.digest), filesystem(run.storage)
+    if run.checkpoint.resume == "must" and not fs.exists(f"{root}/{name}/checkpoints"):
+        raise UserError(f"checkpoint.resume = must: {run.storage}/{name} has no checkpoint; take auto, or check --name")
+    if run.checkpoint.resume == "never" and fs.exists(f"{root}/{name}"):
+        name = next(f"{name}-{k}" for k in range(2, 1 << 30) if not fs.exists(f"{root}/{name}-{k}"))
+    print(f"run {run.storage}/{name}", flush=True)
+    return dataclasses.replace(run, name=name, checkpoint=dataclasses.replace(run.checkpoint, resume="auto"))
+
+
+def worker(config: dict[str, Any]) -> None:
+    """One DDP worker: every run in turn. After a crash Ray calls it again, in new processes."""
+    runs: list[Run] = config["runs"]
+    torch.set_num_threads(max(1, int(runs[0].ray.cpus_per_worker)))
+    device = ray.train.torch.get_device()
+    hooks = Hooks(report=ray.train.report, preempted=lambda: ray.train.get_preemption_info() is not None)
+    for run in runs:
+        if _fatal(run, config["fit"]):
+            return  # a restart cannot mend it: end cleanly, the driver raises the message
+        try:
+            Session(run, device, hooks).train()
+        except UserError as error:
+            fs, path = filesystem(f"{run.storage}/{run.name}/{config['fit']}.json")
+            write_text(fs, path, json.dumps(str(error)))
+            raise
+
+
+def _trainer(runs: list[Run], fit: str, gpu: bool) -> ray.train.torch.TorchTrainer:
+    options, (fs, root) = runs[0].ray, filesystem(runs[0].storage)
+    # Ray's defaults wait for ever; workers inherit these from the driver's environment
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(options.start_timeout))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
+    local = "file" in fs.protocol
+    return ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config={"runs": runs, "fit": fit},
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if gpu else "gloo", timeout_s=int(options.collective_timeout)
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=options.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": options.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=fit,
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            storage_path=f"{root}/.ray",
+            storage_filesystem=None if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=options.max_failures, controller_failure_limit=options.max_failures
+            ),
+        ),
+    )
+
+
+def _connect(options: Ray) -> bool:
+    """Join the cluster (or start one on this machine) and say whether workers take a GPU each."""
+    need = options.workers * options.cpus_per_worker
+    if not ray.is_initialized():
+        if not sys.stdout.isatty():
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no escape codes in job logs
+        try:
+            if options.address == "local":
+                raise ConnectionError
+            address = options.address or os.environ.get("RAY_ADDRESS") or "auto"
+            ray.init(address=address, logging_level=logging.WARNING)
+        except ConnectionError:
+            if options.address not in (None, "local"):
+                raise UserError(f"ray.address = {options.address}: no cluster answers there") from None
+            cores = max(math.ceil(need), os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cores, object_store_memory=256 << 20, logging_level=logging.WARNING)
+    have = ray.cluster_resources()
+    gpu = options.gpu == "yes" or (options.gpu == "auto" and have.get("GPU", 0) >= options.workers)
+    for kind, wanted in (("CPU", need), ("GPU", options.workers if gpu else 0)):
+        if have.get(kind, 0) < wanted:
+            wait = f"waiting up to {options.start_timeout:g} s for an autoscaler (ray.start_timeout)"
+            print(f"note: {wanted:g} {kind}s needed, the cluster has {have.get(kind, 0):g} now; {wait}", flush=True)
+    return gpu
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else str(Path(url).expanduser().absolute())  # workers run in another directory
+
+
+def _fatal(run: Run, fit: str) -> str | None:
+    fs, path = filesystem(f"{run.storage}/{run.name}/{fit}.json")
+    return json.loads(fs.cat_file(path)) if fs.exists(path) else None
+
+
+def _explain(error: Exception, runs: list[Run], fit: str) -> Exception:
+    for run in runs:
+        if message := _fatal(run, fit):
+            return UserError(message)
+    return RuntimeError(
+        f"{error}\ntraining failed; the same command continues from the newest checkpoint in {runs[0].storage}"
+    )

@@ -1,0 +1,5 @@
+"""How images mix (lambda_x): one file per method."""
+
+from remix_dist.types import import_siblings
+
+import_siblings(__name__, __path__)

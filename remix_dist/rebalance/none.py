@@ -1,0 +1,10 @@
+"""No rebalancing."""
+
+from dataclasses import dataclass
+
+from remix_dist.types import Rebalance
+
+
+@dataclass(frozen=True)
+class NoRebalance(Rebalance):
+    """Every row once per epoch, every label's loss as it is."""

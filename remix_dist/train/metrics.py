@@ -1,0 +1,105 @@
+"""What a run measures: exact device counters without a sync per step, and the records that people read."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remix_dist.data.manifest import filesystem
+from remix_dist.train.collective import all_reduce
+from remix_dist.types import UserError
+
+BINS = 20
+
+
+class Meter:
+    """Counts what reaches the loss, on the device: sums since the last fetch, and totals of the run."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # numerator, denominator of the loss
+        self.rows = torch.zeros(3, dtype=torch.int64, device=device)  # rows, mixed, relabelled
+        self.delivered_C = torch.zeros(classes, dtype=torch.int64, device=device)
+        self.hist = torch.zeros(2, BINS + 1, dtype=torch.int64, device=device)  # lambda_x, lambda_y; last: exactly 1
+        self.seen = torch.zeros_like(self.rows)
+
+    def add(self, labels_B: Tensor, lam_x_B: Tensor, lam_y_B: Tensor, mixed: bool) -> None:
+        """Count one micro-batch."""
+        n, one = len(labels_B), torch.ones_like(labels_B)
+        self.delivered_C.index_add_(0, labels_B, one)
+        self.rows[0] += n
+        if mixed:
+            self.rows[1] += n
+            self.rows[2] += (lam_x_B != lam_y_B).sum()
+            for hist, lam_B in zip(self.hist, (lam_x_B, lam_y_B), strict=True):
+                hist.index_add_(0, (lam_B * BINS).long().clamp(0, BINS), one)
+
+    def fetch(self) -> dict[str, float]:
+        """Global loss, rows and relabelled share since the last fetch; one sync. UserError if not finite."""
+        sums, rows = all_reduce(self.sums.clone()).tolist(), all_reduce(self.rows - self.seen).tolist()
+        self.sums.zero_()
+        self.seen.copy_(self.rows)
+        loss = sums[0] / max(sums[1], 1e-30)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(
+                f"the loss is {loss}: lower optim.lr or add schedule.warmup; the last checkpoint is from before it, so "
+                "the same command with a new --name and other knobs starts clean"
+            )
+        return {"loss": loss, "rows": rows[0], "relabelled": rows[2] / max(rows[1], 1)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Totals of this rank, for the checkpoint (summed over ranks by the caller)."""
+        return {"rows": self.rows, "delivered_C": self.delivered_C, "hist": self.hist}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continue from saved totals."""
+        for key, own in self.state().items():
+            own.copy_(state[key])
+        self.seen.copy_(self.rows)
+
+
+class Recorder:
+    """Metric records of a run, on rank 0: metrics.jsonl (rewritten whole, so a resume never doubles a line) and
+    TensorBoard events."""
+
+    def __init__(self, url: str, history: list[dict[str, Any]]) -> None:
+        self.fs, self.path = filesystem(url)
+        self.history, self.flushed = history, 0.0
+        self.board = None
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            return  # the core runs without Ray's dependencies; the JSONL has the same numbers
+        if "file" in self.fs.protocol:
+            last = history[-1]["step"] + 1 if history else None
+            self.board = SummaryWriter(str(Path(self.path) / "tb"), purge_step=last, flush_secs=10)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep one record; files are brought up to date at most every 5 seconds."""
+        self.history.append(record)
+        if self.board is not None:
+            for key, value in record.items():
+                if key not in ("kind", "step") and isinstance(value, int | float):
+                    self.board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+        if time.monotonic() - self.flushed > 5:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write metrics.jsonl now."""
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_text(self.fs, f"{self.path}/metrics.jsonl", lines)
+        self.flushed = time.monotonic()
+
+
+def write_text(fs: Any, path: str, text: str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half (object stores do by nature)."""
+    if "file" in fs.protocol:
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(f"{path}.tmp", text.encode())
+        fs.mv(f"{path}.tmp", path)
+    else:
+        fs.pipe_file(path, text.encode())
