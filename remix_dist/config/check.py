@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from remix_dist.config.run import Run
 from remix_dist.labels.same import Same
 from remix_dist.loss.ldam import LDAM
+from remix_dist.model import build_model, families
 from remix_dist.types import UserError
 
 
@@ -18,11 +20,13 @@ def check_run(run: Run) -> list[str]:
             f"labels = {type(run.labels).__name__}: cannot take effect with mix = {type(run.mix).__name__}, which "
             "mixes nothing; take --mix Mixup (or CutMix, ManifoldMixup), or --labels Same"
         )
-    if train.micro_batch < 2 or train.global_batch % train.micro_batch:
-        near = max(2, min(train.global_batch, round(train.global_batch / train.micro_batch) * train.micro_batch))
+    if train.micro_batch < 2:
+        raise UserError(f"train.micro_batch = {train.micro_batch}: at least 2 rows are mixed and normalised together")
+    if train.global_batch < 1 or train.global_batch % train.micro_batch:
+        near = max(1, round(train.global_batch / train.micro_batch)) * train.micro_batch
         raise UserError(
             f"train.global_batch = {train.global_batch}: no whole number of micro-batches of train.micro_batch = "
-            f"{train.micro_batch} (at least 2 rows); {near} would be"
+            f"{train.micro_batch}; {near} would be"
         )
     if run.ray.workers < 1 or run.ray.workers > train.global_batch // train.micro_batch:
         raise UserError(
@@ -33,29 +37,36 @@ def check_run(run: Run) -> list[str]:
     _positive(run)
     if schedule.kind == "cosine" and schedule.decays != type(schedule).decays and schedule.decays:
         raise UserError(f"schedule.decays = {list(schedule.decays)}: cannot take effect with schedule.kind = cosine")
-    if schedule.kind == "step" and any(d >= schedule.epochs or d <= 0 for d in schedule.decays):
+    if schedule.kind == "step" and not all(0 < d < schedule.epochs for d in schedule.decays):
+        thirds = [round(schedule.epochs / 3), round(schedule.epochs * 2 / 3)] if schedule.epochs >= 2 else []
         raise UserError(
-            f"schedule.decays = {list(schedule.decays)}: each must lie inside the {schedule.epochs:g} epochs, e.g. "
-            f"[{round(schedule.epochs / 3)}, {round(schedule.epochs * 2 / 3)}]"
+            f"schedule.decays = {list(schedule.decays)}: each must lie inside the {schedule.epochs:g} epochs, "
+            f"as {thirds}"
         )
     if optim.ema is not None and not 0 < optim.ema < 1:
         raise UserError(f"optim.ema = {optim.ema}: a decay per step in (0, 1) such as 0.9999; leave it out for none")
     if optim.nesterov and optim.momentum == 0:
         raise UserError("optim.nesterov = true: cannot take effect with optim.momentum = 0")
-    if run.mix.needs_mix_points and not run.model.name.startswith("resne"):
-        raise UserError(
-            f"mix = {type(run.mix).__name__}: needs a backbone with mix points (resnet32, resnet50, ...), which "
-            f"model.name = {run.model.name} has not; take one, or --mix Mixup"
-        )
+    families.find(run.model.name)
+    if run.mix.needs_mix_points:
+        with torch.device("meta"):  # shapes only
+            points = build_model(run.model.name, 2).mix_points
+        if points <= max(layers := getattr(run.mix, "layers", (1,))):
+            raise UserError(
+                f"mix.layers = {list(layers)}: model.name = {run.model.name} has mix points 0 to {points - 1}; leave "
+                "out the others, take a backbone with more (resnet32, resnet50, ...), or --mix Mixup"
+            )
     return _warnings(run)
 
 
 def _positive(run: Run) -> None:
     values = {
         "schedule.epochs": run.schedule.epochs,
+        "schedule.factor": run.schedule.factor,
         "optim.lr": run.optim.lr,
         "data.threads": run.data.threads,
         "data.prefetch": run.data.prefetch,
+        "data.cache_gb": run.data.cache_gb,
         "data.augment.size": run.data.augment.size,
         "data.lanes": run.data.lanes,
         "data.window": run.data.window,
@@ -67,8 +78,23 @@ def _positive(run: Run) -> None:
         "ray.cpus_per_worker": run.ray.cpus_per_worker,
     }
     for key, value in values.items():
-        if value <= 0:
-            raise UserError(f"{key} = {value}: must be greater than 0")
+        if not 0 < value < np.inf:
+            raise UserError(f"{key} = {value}: must be greater than 0 and finite")
+    shares = {
+        "optim.momentum": run.optim.momentum,
+        "optim.weight_decay": run.optim.weight_decay,
+        "data.max_corrupt": run.data.max_corrupt,
+        "data.augment.jitter": run.data.augment.jitter,
+        "data.augment.lighting": run.data.augment.lighting,
+    }
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{key} = {value}: must be in [0, 1]")
+    if run.train.few_below > run.train.many_above + 1:
+        raise UserError(
+            f"train.few_below = {run.train.few_below}: a class would be few-shot and, above train.many_above = "
+            f"{run.train.many_above}, many-shot; give {run.train.many_above + 1} at most"
+        )
     if not 0 <= run.schedule.warmup < run.schedule.epochs:
         raise UserError(f"schedule.warmup = {run.schedule.warmup}: must be in [0, schedule.epochs)")
     if not 0 <= run.train.seed < 2**63:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -16,9 +18,15 @@ from remix_dist.config.run import Run, flatten
 from remix_dist.types import LabelRule, Loss, Mixer, Rebalance, UserError
 
 AXES: dict[str, type] = {"mix": Mixer, "labels": LabelRule, "loss": Loss, "rebalance": Rebalance}
+KINDS = {"tuple": "a list, as [30,60]", "NoneType": "null", "bool": "true or false", "int": "a whole number",
+         "float": "a number", "str": "a word"}  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {}
 for _axis, _base in AXES.items():
-    METHODS[_axis] = {method.__name__: method for method in _base.__subclasses__()}
+    METHODS[_axis] = {str(m.__name__): m for m in list[Any](_base.__subclasses__())}
+
+
+class Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the commands of a job's docstring on lines of their own."""
 
 
 def parser(description: str) -> jsonargparse.ArgumentParser:
@@ -26,8 +34,9 @@ def parser(description: str) -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = "%(prog)s [--config FILE] [--dry_run] [--print_config] [--KNOB VALUE ...]"
     out = jsonargparse.ArgumentParser(
-        prog="inat_remix.py", usage=usage, description=description, exit_on_error=False, allow_abbrev=False
-    )
+        prog="inat_remix.py", usage=usage, description=description, exit_on_error=False, allow_abbrev=False,
+        formatter_class=Help,
+    )  # fmt: skip
     out.add_argument(
         "--config", action="config", help="YAML file with any of the knobs below, e.g. jobs/presets/*.yaml"
     )
@@ -41,7 +50,7 @@ def parse_run(words: Sequence[str] | None, description: str) -> tuple[Run, float
     """(run, images/s of a --dry_run or None, knobs that differ from the defaults); UserError on a mistake."""
     words = list(sys.argv[1:] if words is None else words)
     arguments = parser(description)
-    _check_method_names(words)
+    _check_files(words)
     try:
         values = arguments.parse_args(words)
         run = build(values, arguments)
@@ -54,6 +63,9 @@ def parse_run(words: Sequence[str] | None, description: str) -> tuple[Run, float
 def build(values: Any, arguments: jsonargparse.ArgumentParser) -> Run:
     """The Run of parsed values."""
     made = arguments.instantiate(values) if hasattr(arguments, "instantiate") else arguments.instantiate_classes(values)
+    for axis, base in AXES.items():
+        if type(made[axis]) is base:
+            raise UserError(_unknown_method(axis, base.__name__))
     return Run(**{k: v for k, v in vars(made).items() if k in Run.__dataclass_fields__})
 
 
@@ -80,6 +92,10 @@ def knobs() -> list[str]:
 def explain(message: str) -> str:
     """jsonargparse's words as one line that names the key, the value and the nearest right name."""
     line = " ".join(re.sub(r"Problem with given class_path '[\w.]*?(\w+)':", r"\1:", message).split())
+    if found := re.search(r'Parser key "(\w+)": Expected a dot import path string: (.*)', line):
+        return _unknown_method(found[1], found[2])
+    if found := re.search(r'Parser key "([\w.]+)":? Unable to load config \'(.*?)\'', line):
+        return f"{found[1]} = {found[2]}: a group of knobs, not one; give its knobs, as --{found[1]}.KNOB VALUE"
     if found := re.search(r'Parser key "(\w+)".*Option \'(\w+)\' is not accepted', line):
         axis, word = found[1], found[2]
         own = next((n for n in METHODS.get(axis, {}) if f"{n}:" in line), "")
@@ -91,29 +107,47 @@ def explain(message: str) -> str:
         if found := re.search(pattern, line):
             word = ".".join(found.groups())
             return f"unknown knob {word!r}{did_you_mean(word, knobs())}; --help lists all"
-    if found := re.search(r"Expected an? (.*?)\.? Got value: (.*)", line):
-        key = ".".join(re.findall(r'Parser key "([\w.]+)"', line))
-        kind = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>|typing\.Literal", r"\1", found[1])
-        return (
-            f"{key} = {found[2]}: must be {kind.replace('[', 'one of ').rstrip(']') if 'Literal' in found[1] else kind}"
-        )
+    for pattern in (r"Expected an? (.*?)\.? Got value: (.*)", r"Subtypes: \[(.*?)\] Errors: .* Given value: (.*)"):
+        if found := re.search(pattern, line):
+            key = ".".join(re.findall(r'Parser key "([\w.]+)"', line))
+            kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", found[1])
+            kind = re.sub(r"<class '(\w+)'>", lambda m: KINDS.get(m[1], m[1]), kind).replace(", null", " or null")
+            return f"{key} = {found[2]}: must be {kind.replace('tuple with 3', 'a list of 3')}"
     return line
 
 
 def did_you_mean(word: str, names: Sequence[str]) -> str:
     """ "; did you mean 'x'?" for the nearest name, or nothing."""
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    near = near or difflib.get_close_matches(word.rpartition(".")[2], names, n=1, cutoff=0.6)
+    for part in (word.rpartition(".")[2], word.partition(".")[0]):
+        near = near or difflib.get_close_matches(part, names, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _check_method_names(words: Sequence[str]) -> None:
-    for flag, value in zip(words, [*words, ""][1:], strict=True):
-        axis, _, inline = flag.lstrip("-").partition("=")
-        name = inline or value
-        if flag.startswith("--") and axis in METHODS and name.isidentifier() and name not in METHODS[axis]:
-            known = ", ".join(sorted(METHODS[axis]))
-            raise UserError(f"{axis} = {name}: unknown; it is one of {known}{did_you_mean(name, list(METHODS[axis]))}")
+def _unknown_method(axis: str, name: str) -> str:
+    known = list(METHODS.get(axis, {}))
+    return f"{axis} = {name}: unknown; it is one of {', '.join(sorted(known))}{did_you_mean(name, known)}"
+
+
+def _check_files(words: Sequence[str]) -> None:
+    """Refuse a --config file that is none, by name: jsonargparse does not say which file it could not parse."""
+    for flag, after in zip(words, [*words, ""][1:], strict=True):
+        key, _, inline = flag.partition("=")
+        if key != "--config" or not (file := inline or after):
+            continue
+        try:
+            tree = yaml.safe_load(Path(file).read_bytes())
+        except OSError as error:
+            why, way = error.strerror, "give a YAML file of knobs, such as those in jobs/presets/"
+        except yaml.MarkedYAMLError as error:
+            why, way = f"line {error.problem_mark.line + 1 if error.problem_mark else '?'}: {error.problem}", "mend it"
+        except yaml.YAMLError:
+            why, way = "no text file", "give a YAML file of knobs, such as those in jobs/presets/"
+        else:
+            if isinstance(tree, dict):
+                continue
+            why, way = "holds no `knob: value` lines", "--print_config shows the form"
+        raise UserError(f"config = {file}: {why}; {way}")
 
 
 def guarded(main: Callable[[], int | None], name: str) -> int:

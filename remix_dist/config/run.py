@@ -198,12 +198,15 @@ class Run:
     def method(self) -> str:
         """The field's name for this combination, e.g. Remix-DRW, Mixup, LDAM-DRW, Remix-CM-RS."""
         mix, labels, loss, rebalance = (type(x).__name__ for x in (self.mix, self.labels, self.loss, self.rebalance))
-        short = {"Mixup": "", "CutMix": "-CM", "ManifoldMixup": "-MM", "NoMix": ""}
-        mixing = mix if labels == "Same" else labels + short.get(mix, f"-{mix}")
-        deferred = {"NoRebalance": "", "Reweight": "RW", "Resample": "RS"}.get(rebalance, rebalance)
-        parts = ["" if mixing == "NoMix" else mixing, "" if loss == "CrossEntropy" else loss, deferred]
-        name = "-".join(p for p in parts if p)
-        return f"ERM-{name}" if name == deferred and name in ("RW", "RS") else name or "ERM"
+        if labels == "Same":
+            mixing = {"NoMix": "", "ManifoldMixup": "Manifold-Mixup"}.get(mix, mix)
+        else:
+            mixing = labels + {"Mixup": "", "CutMix": "-CM", "ManifoldMixup": "-MM"}.get(mix, f"-{mix}")
+        weights = {"NoRebalance": "", "Reweight": "RW", "Resample": "RS"}.get(rebalance, rebalance)
+        parts = [mixing, "" if loss == "CrossEntropy" else loss, weights]
+        if parts == ["", "Focal", "RW"]:
+            return "CB-Focal" if getattr(self.rebalance, "by", "") == "effective" else "RW-Focal"
+        return "-".join(p for p in parts if p) or "ERM"
 
     def identity(self, data_digest: str) -> str:
         """The run's name: given, or made of method, seed and a digest of recipe and data."""

@@ -46,10 +46,13 @@ class ShardCache:
 
     def _map(self, shard: int) -> mmap.mmap:
         found = self._maps.get(shard)
-        if found is None:
+        while found is None:
             with self._locks[shard]:
-                if (found := self._maps.get(shard)) is None:
-                    found = self._maps[shard] = _mmap(self._path(shard))
+                try:
+                    found = self._maps[shard] = self._maps.get(shard) or _mmap(self._path(shard))
+                except FileNotFoundError:  # another process or thread evicts at the same time: look again
+                    if self.local:
+                        raise
         return found
 
     def _drop(self, shard: int) -> None:
@@ -76,8 +79,9 @@ class ShardCache:
         return path
 
     def _fetch(self, shard: int, path: Path) -> None:
-        info, part, reason = self.set.shards[shard], path.with_suffix(f".part{os.getpid()}"), ""
+        info, part, reason = self.set.shards[shard], path.with_suffix(".part"), ""  # one: a killed process' is reused
         for attempt in range(self.tries):
+            time.sleep(attempt and min(0.1 * 4**attempt, 10))
             try:
                 with self.fs.open(f"{self.root}/{info.key}", "rb") as source, open(part, "wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
@@ -89,10 +93,9 @@ class ShardCache:
                     part.rename(path)
                     return
                 reason = f"got {part.stat().st_size} of {info.bytes} bytes, sha256 {digest[:12]}"
-            except OSError as error:
+            except Exception as error:  # a store's driver raises its own types
                 reason = repr(error)
             part.unlink(missing_ok=True)
-            time.sleep(min(0.1 * 4**attempt, 10))
         raise OSError(
             f"{self.set.url}/{info.key}: not readable after {self.tries} tries ({reason}); check the store, or write "
             "the shard again with jobs/make_shards.py"
@@ -105,8 +108,8 @@ class ShardCache:
             if used + need <= self.max_bytes:
                 return
             used -= file.stat().st_size
-            file.unlink(missing_ok=True)  # readers keep their mapping; the space returns when they let go
-        self._maps.clear()
+            file.unlink()
+            self._maps.clear()  # the space of a mapped file returns only when all let go of it
 
 
 def _mmap(path: Path) -> mmap.mmap:

@@ -127,24 +127,15 @@ class Stream:
         return None
 
     def _report(self, row: int, reason: str, other: int | None) -> None:
-        if row in self.faults:
+        key, image_id = self.shards.shards[int(self.shards.shard_N[row])].key, int(self.shards.id_N[row])
+        fault = {"row": row, "shard": key, "id": image_id, "reason": reason, "replaced_by": other}
+        if self.faults.setdefault(row, fault) is not fault:  # atomic: other threads may meet the same row
             return
-        key = self.shards.shards[int(self.shards.shard_N[row])].key
-        fault = {
-            "row": row,
-            "shard": key,
-            "id": int(self.shards.id_N[row]),
-            "reason": reason,
-            "replaced_by": other,
-        }
-        self.faults[row] = fault
-        print(
-            f"corrupt image: row {row} (id {fault['id']}) of {key}: {reason}; row {other} stands in",
-            flush=True,
-        )
-        allowed = max(1, int(self.max_corrupt * len(self.shards)))
-        if len(self.faults) > allowed:
+        instead = "left out" if other is None else f"row {other} stands in"
+        print(f"corrupt image: row {row} (id {image_id}) of {key}: {reason}; {instead}", flush=True)
+        rows = sorted(self.faults)
+        if len(rows) > max(1, int(self.max_corrupt * len(self.shards))):
             raise UserError(
-                f"data.max_corrupt = {self.max_corrupt}: {len(self.faults)} corrupt images of {len(self.shards)} in "
-                f"{self.shards.url} (rows {sorted(self.faults)[:10]}); write these shards again, or raise the knob"
+                f"data.max_corrupt = {self.max_corrupt}: {len(rows)} corrupt images of {len(self.shards)} in "
+                f"{self.shards.url} (rows {rows[:10]}); write these shards again, or raise the knob"
             )

@@ -49,9 +49,9 @@ def recipes(base: Run) -> list[Run]:
         base,
         data=dataclasses.replace(base.data, url=f"{base.storage}/demo-digits", augment=augment),
         model=Model(name="resnet8-w16"),
-        optim=Optim(lr=0.1, weight_decay=5e-4),
+        optim=Optim(lr=0.2, weight_decay=5e-4),
         schedule=Schedule(epochs=150, decays=(90, 120)),
-        train=dataclasses.replace(base.train, global_batch=64, micro_batch=32, eval_every=50),
+        train=dataclasses.replace(base.train, global_batch=128, micro_batch=64, eval_every=50),
     )
     drw = DRW(start=0.6)
     methods: list[dict[str, Any]] = [

@@ -7,8 +7,10 @@ import numpy as np
 from remix_dist.config.run import Run
 from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.plan import Plan
+from remix_dist.labels.remix import Remix
 from remix_dist.model import build_model
 from remix_dist.train.schedule import deferral_epoch
+from remix_dist.types import generator
 
 
 def describe(run: Run, speed: float) -> str:
@@ -69,12 +71,18 @@ def _phase(run: Run, plan: Plan) -> str:
 
 
 def _relabelled(run: Run, count_C: np.ndarray) -> str:
-    """Expected share of mixed rows that Eq. 10 relabels under natural sampling and a symmetric Beta at tau 0.5."""
-    kappa = getattr(run.labels, "kappa", None)
-    if kappa is None:
+    """Expected share of mixed rows that Eq. 10 relabels while every row is drawn once per epoch."""
+    if not isinstance(run.labels, Remix):
         return "lambda_y = lambda_x"
+    kappa, tau = run.labels.kappa, run.labels.tau
     order = np.sort(count_C).astype(float)
     weight = order / order.sum()
     below = np.concatenate([[0.0], np.cumsum(weight)])[np.searchsorted(order, order / kappa, side="right")]
     pairs = 2 * float((weight * below).sum())
-    return f"Remix: {pairs:.1%} of pairs are kappa-imbalanced ({kappa:g} x), about half of them relabelled at tau 0.5"
+    alpha = getattr(run.mix, "alpha", 1.0)
+    lam = generator(0, "dry run").beta(alpha, alpha, 100_000)
+    below_tau = ((lam < tau).mean() + (1 - lam < tau).mean()) / 2  # antithetic: exactly a half at tau 0.5
+    return (
+        f"Remix: {pairs:.1%} of pairs are {kappa:g}-fold imbalanced, {pairs * below_tau:.1%} of rows relabelled at "
+        f"tau {tau:g} (rows drawn once per epoch)"
+    )

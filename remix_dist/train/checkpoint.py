@@ -42,8 +42,8 @@ class CheckpointStore:
         for name, data in files.items():
             self._write(f"{folder}/{name}", data)
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        write_text(self.fs, f"{folder}/manifest.json", json.dumps({"step": step, "sha256": sums}))
-        for old in self.steps()[: -self.keep]:
+        retry(lambda: write_text(self.fs, f"{folder}/manifest.json", json.dumps({"step": step, "sha256": sums})))
+        for old in [s for s in self.steps() if s <= step][: -self.keep]:  # a damaged later one may lie there
             self._remove(f"{self.root}/step-{old:010d}")
         return folder
 

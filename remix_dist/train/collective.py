@@ -33,14 +33,11 @@ def from_rank_zero(value: Any) -> Any:
 
 def broadcast_table(table: ClassTable, device: torch.device) -> ClassTable:
     """Rank 0's class counts on every rank's device; an error on all ranks if any rank's own manifest differs."""
-    own = table.digest()
+    if len(set(digests := gather([table.digest()]))) != 1:  # first: a broadcast needs tables of one length
+        raise RuntimeError(f"class counts differ between ranks (digests {digests}): do all read the same data.url?")
     table = table.to(device)
     if dist.is_initialized():
         dist.broadcast(table.count_C, src=0)
-        digests: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(digests, (own, table.digest()))
-        if len({d for pair in digests for d in pair}) != 1:
-            raise RuntimeError(f"class counts differ between ranks (digests {digests}): do all read the same data.url?")
     return table
 
 

@@ -35,8 +35,8 @@ class Engine:
         self.optimizer = _sgd(run, model, fused=device.type == "cuda")
         self.ema = [p.detach().clone() for p in self.params] if run.optim.ema else None
         self.norms = BatchNormStatistics(model)
-        names = ("Dropout", "DropPath", "StochasticDepth")
-        self.stochastic = any(type(m).__name__.startswith(names) for m in model.modules())
+        names = ("Drop", "StochasticDepth")  # Dropout, AlphaDropout, DropPath, DropBlock2d ...
+        self.stochastic = any(n in type(m).__name__ for m in model.modules() for n in names)
         self.forward: nn.Module = model
         if rank_world()[1] > 1:
             ids = [device] if device.type == "cuda" else None
@@ -55,8 +55,10 @@ class Engine:
         # in the same order, bit for bit, as one that never stopped
         size = self.run.data.augment.size
         images = torch.zeros(2, 3, size, size, device=self.device)
+        self.model.eval()  # no dropout: it would draw from the global generator
         for _ in range(2):
             self.forward(images).float().sum().backward()
+        self.model.train()
         self.optimizer.zero_grad(set_to_none=False)
 
     def step(self, batches: Iterator[Batch], count: int, lr: float, rebalanced: bool) -> None:
@@ -101,7 +103,8 @@ class Engine:
                 self.optimizer.state[p]["momentum_buffer"] = tensors["optim"][name].to(self.device)
         if self.ema is not None:
             names = [n for n, p in self.model.named_parameters() if p.requires_grad]
-            torch._foreach_copy_(self.ema, [tensors["ema"][n].to(self.device) for n in names])
+            saved = tensors.get("ema", tensors["model"])  # a resume may be where the average begins
+            torch._foreach_copy_(self.ema, [saved[n].to(self.device) for n in names])
 
     @contextlib.contextmanager
     def averaged(self, step: int) -> Iterator[nn.Module]:

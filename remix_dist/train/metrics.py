@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,18 @@ class Meter:
             for hist, lam_B in zip(self.hist, (lam_x_B, lam_y_B), strict=True):
                 hist.index_add_(0, (lam_B * BINS).long().clamp(0, BINS), one)
 
-    def fetch(self) -> dict[str, float]:
-        """Global loss, rows and relabelled share since the last fetch; one sync. UserError if not finite."""
+    def fetch(self, weights: list[Tensor]) -> dict[str, float]:
+        """Global loss, rows and relabelled share since the last fetch. UserError if the loss, or one of the weights
+        that the last update left, is not finite: so no checkpoint after a fetch holds such weights."""
         sums, rows = all_reduce(self.sums.clone()).tolist(), all_reduce(self.rows - self.seen).tolist()
         self.sums.zero_()
         self.seen.copy_(self.rows)
         loss = sums[0] / max(sums[1], 1e-30)
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        largest = float(torch.stack(torch._foreach_norm([w.detach() for w in weights], math.inf)).max())
+        if not math.isfinite(loss + largest):
             raise UserError(
-                f"the loss is {loss}: lower optim.lr or add schedule.warmup; the last checkpoint is from before it, so "
-                "the same command with a new --name and other knobs starts clean"
+                f"the loss is {loss:.3g}, the largest weight {largest:.3g}: lower optim.lr or add schedule.warmup; the "
+                "last checkpoint is from before it, so the same command with a new --name and other knobs starts clean"
             )
         return {"loss": loss, "rows": rows[0], "relabelled": rows[2] / max(rows[1], 1)}
 
@@ -80,6 +83,8 @@ class Recorder:
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep one record; files are brought up to date at most every 5 seconds."""
+        if any(old["kind"] == record["kind"] and old["step"] == record["step"] for old in self.history[-2:]):
+            return  # a resume between the last checkpoint and the result evaluates again
         self.history.append(record)
         if self.board is not None:
             for key, value in record.items():

@@ -39,7 +39,8 @@ def write_result(session: Session) -> dict[str, Any]:
         "class_counts": data.count_C.tolist(), "groups": {k: v.tolist() for k, v in session.groups.items()},
         "eval": session.scores,
         "mix": {
-            "lam_x_hist": hist_x, "lam_y_hist": hist_y, "relabelled": relabelled / max(mixed, 1), "mixed_rows": mixed,
+            "lam_x_hist": [*hist_x[:-2], sum(hist_x[-2:])], "lam_y_hist": hist_y,
+            "relabelled": relabelled / max(mixed, 1), "mixed_rows": mixed,
         },
         "images_per_s": session.record.get("images_per_s"), "data_wait": session.record.get("data_wait"),
         "faults": session.faults, "restarts": session.meta["starts"] - 1, "config": run.to_dict(),

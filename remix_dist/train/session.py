@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Session:
     def train(self) -> dict[str, Any]:
         """Train to the end; rank 0 gets the result (the contents of result.json), other ranks an empty dict."""
         run, plan, every = self.run, self.plan, self.run.train.eval_every
-        if self.start == self.total and (found := read_result(self.url)):
+        if self.start == self.total and (found := read_result(self.url)) and found["steps"] == self.total:
             self.say(f"{self.url}: already finished ({self.total} steps); --checkpoint.resume never starts a new run")
             return found
         evals = {
@@ -115,13 +116,12 @@ class Session:
         for step in range(self.start, self.total):
             lr, done = learning_rate(step, per_epoch, run.optim, run.schedule), step + 1
             self.engine.step(batches, count, lr, rebalanced=step >= weighted_from)
-            if done % run.train.log_every == 0 or done in evals or done == self.total:
+            save = run.checkpoint.every_steps and done % run.checkpoint.every_steps == 0
+            if save or done % run.train.log_every == 0 or done in evals or done == self.total:
                 self._control(done, done / per_epoch, lr, done in evals)
-            elif run.checkpoint.every_steps and done % run.checkpoint.every_steps == 0:
-                self._save(done)
         if self.start == self.total:  # stopped between the last checkpoint and the result
             self._evaluate(self.total, run.schedule.epochs)
-            self._save(self.total)
+            self._tally()
         return write_result(self) if self.rank == 0 else {}
 
     def _traced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -130,7 +130,7 @@ class Session:
             return
         folder = Path(self.url) / "trace"
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"start{self.meta['starts']}-step{self.start}-rank{self.rank}-of-{self.world}.jsonl"
+        name = f"start{self.meta['starts']}-step{self.start}-rank{self.rank}-of-{self.world}-pid{os.getpid()}.jsonl"
         with open(folder / name, "a", buffering=1) as file:
             for batch in batches:
                 file.write(json.dumps([batch.step, batch.micro_batch, batch.rows_B.tolist()]) + "\n")
@@ -138,7 +138,7 @@ class Session:
 
     def _control(self, done: int, epoch: float, lr: float, evaluation: bool) -> None:
         """Fetch the metrics, evaluate if due, and agree on a checkpoint. The only place that syncs the device."""
-        fetched, now = self.engine.meter.fetch(), time.monotonic()
+        fetched, now = self.engine.meter.fetch(self.engine.params), time.monotonic()
         spent, waited, self.stream.waited = now - self.clock, self.stream.waited, 0.0
         corrupt = int(all_reduce(torch.tensor(len(self.stream.faults), device=self.device)))
         self.record = {
@@ -152,9 +152,9 @@ class Session:
             self._evaluate(done, epoch)
         elif now - self.said > 30:
             self._progress(done, epoch, "")
-        leaving, options = self.hooks.preempted(), self.run.checkpoint
-        due = now - self.saved > (5.0 if leaving else options.every_seconds) or done == self.total
-        due, tell = from_rank_zero((due, now - self.told > 5.0))  # clocks differ: rank 0's decides for all
+        leaving, options, end = self.hooks.preempted(), self.run.checkpoint, done == self.total
+        due = end or now - self.saved > (5.0 if leaving else options.every_seconds)
+        due, tell = from_rank_zero((due, end or now - self.told > 5.0))  # clocks differ: rank 0's decides for all
         if due or (options.every_steps and done % options.every_steps == 0):
             self._save(done)
         if tell:  # the launcher's report may block for seconds
@@ -185,9 +185,13 @@ class Session:
         if self.recorder is not None:
             self.recorder.add(record)
 
-    def _save(self, done: int) -> None:
+    def _tally(self) -> None:
         self.totals = {k: all_reduce(v.clone()) for k, v in self.engine.meter.state().items()}
-        self.faults = gather(list(self.stream.faults.values()) + list(self.val.faults.values()))
+        found = self.meta["faults"] + gather(list(self.stream.faults.values()) + list(self.val.faults.values()))
+        self.faults = list({json.dumps(fault, sort_keys=True): fault for fault in found}.values())
+
+    def _save(self, done: int) -> None:
+        self._tally()
         if self.recorder is not None:
             meta = self.meta | {"history": self.recorder.history, "faults": self.faults, "seconds": self.seconds()}
             self.store.save(done, {**self.engine.state(done), "meter": self.totals}, meta)
@@ -212,6 +216,8 @@ class Session:
                 f"{self.url} was started with another recipe:\n  " + "\n  ".join(change) + "\ngive another --name, "
                 "--checkpoint.resume never for a new run, or --checkpoint.on_change accept to go on regardless"
             )
+        if step > self.total:
+            raise UserError(f"schedule.epochs = {run.schedule.epochs:g}: {self.url} is past that, at step {step}")
         self.engine.load(tensors)
         if self.rank == 0:  # the totals were summed over ranks
             self.engine.meter.load(tensors["meter"])
