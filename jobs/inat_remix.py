@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from remix_dist.config.parse import guarded, parse_run
-from remix_dist.launch.train import prepare, train
+from remix_dist.config.prepare import prepare
+from remix_dist.launch.train import train
 
 
 def main(words: Sequence[str] | None = None) -> None:

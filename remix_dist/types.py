@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NOISE, PHOTOMETRIC = 32, 9
+"""Uniform numbers per row: 20 for crop tries, 2 positions, 1 flip; the last PHOTOMETRIC go to the device."""
+
 
 class UserError(ValueError):
     """A mistake of the caller's that one line explains: the key, the value and the way out."""
@@ -132,6 +135,9 @@ class Loss(ABC):
 
 class Rebalance(ABC):
     """Class weights and class draws from the deferral point on; before it nothing is rebalanced."""
+
+    acts: ClassVar[bool] = True
+    """False only where nothing is ever rebalanced."""
 
     @property
     def deferral(self) -> str | float:

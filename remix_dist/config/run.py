@@ -6,14 +6,18 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from remix_dist.data.decode import Augment
+from remix_dist.data.augment import Augment
 from remix_dist.labels.remix import Remix
 from remix_dist.loss.cross_entropy import CrossEntropy
 from remix_dist.mix.mixup import Mixup
 from remix_dist.rebalance.drw import DRW
 from remix_dist.types import LabelRule, Loss, Mixer, Rebalance
+
+if TYPE_CHECKING:
+    from remix_dist.data.manifest import ShardSet
+    from remix_dist.model import Classifier
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,12 @@ class Data:
     window: int = 8
     """Shards per lane that are shuffled together."""
 
+    def open(self) -> tuple[ShardSet, ShardSet]:
+        """The training and the evaluation shard set, checked."""
+        from remix_dist.data.manifest import open_shard_set  # pyarrow takes a second that a parser need not spend
+
+        return open_shard_set(self.url, "train"), open_shard_set(self.url, self.val_split)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -52,6 +62,12 @@ class Model:
     weights: str | None = None
     """State dict (.pt, .safetensors) or export folder to start the backbone from; a head of another shape is left
     out."""
+
+    def build(self, classes: int, head_scale: float | None, seed: int) -> Classifier:
+        """The model on the CPU, the same for the same seed; UserError if the name or the weights do not fit."""
+        from remix_dist.model import build_model  # torchvision takes seconds that a parser need not spend
+
+        return build_model(self.name, classes, head_scale, self.weights, seed)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from remix_dist.data.decode import CorruptImage
-from remix_dist.data.manifest import ShardSet, filesystem
+from remix_dist.data.store import filesystem
+
+if TYPE_CHECKING:
+    from remix_dist.data.manifest import ShardSet
 
 
 class ShardCache:

@@ -11,14 +11,13 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
+from remix_dist.data.store import filesystem
 from remix_dist.types import UserError
 
 FORMAT = "remix_dist.shards"
 VERSION = 1
 INDEX = dict(shard="i4", row="i4", label="i4", offset="i8", length="i4", crc32="u4", id="i8")
-EXTRAS = dict(s3="s3", s3a="s3", gs="gcs", gcs="gcs", az="azure", abfs="azure", abfss="azure")
 
 
 @dataclass(frozen=True)
@@ -64,19 +63,6 @@ class ShardSet:
     def bytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
-
-
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system and the path of a URL; a missing driver is an error that names the extra to install."""
-    scheme = url.split("://", 1)[0] if "://" in url else "file"
-    try:
-        return url_to_fs(url)
-    except ImportError as error:
-        extra = EXTRAS.get(scheme)
-        way = f"pip install 'remix_dist[{extra}]'" if extra else f"install its fsspec driver: {error}"
-        raise UserError(f"{url}: no driver for {scheme}:// is installed; {way}") from error
-    except ValueError as error:
-        raise UserError(f"{url}: {error}; use a local path, s3://, gs:// or az://") from error
 
 
 def open_shard_set(url: str, split: str) -> ShardSet:

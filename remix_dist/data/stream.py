@@ -7,15 +7,19 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from remix_dist.data.cache import ShardCache
-from remix_dist.data.decode import NOISE, PHOTOMETRIC, Augment, CorruptImage, decode
-from remix_dist.data.manifest import ShardSet
+from remix_dist.data.decode import CorruptImage, decode
 from remix_dist.data.plan import Plan
-from remix_dist.types import Batch, UserError, generator
+from remix_dist.types import NOISE, PHOTOMETRIC, Batch, UserError, generator
+
+if TYPE_CHECKING:  # a value that it is handed, like the mixers
+    from remix_dist.data.augment import Augment
+    from remix_dist.data.manifest import ShardSet
 
 
 class Stream:

@@ -24,8 +24,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from remix_dist.data.encode import BadImage, Store
 from remix_dist.data.longtail import LongTail
-from remix_dist.data.manifest import FORMAT, INDEX, VERSION, filesystem
+from remix_dist.data.manifest import FORMAT, INDEX, VERSION
 from remix_dist.data.sources import Listing, Source
+from remix_dist.data.store import filesystem
 from remix_dist.types import UserError, generator
 
 ROW_GROUP = 256

@@ -9,13 +9,14 @@ import math
 import statistics
 from typing import Any
 
+from remix_dist.config.prepare import prepare
 from remix_dist.config.run import Model, Optim, Run, Schedule
-from remix_dist.data.decode import Augment
+from remix_dist.data.augment import Augment
 from remix_dist.data.sources import SourceOptions
 from remix_dist.labels.remix import Remix
 from remix_dist.labels.same import Same
 from remix_dist.launch.shards import MakeShards, make_shards
-from remix_dist.launch.train import prepare, train
+from remix_dist.launch.train import train
 from remix_dist.mix.mixup import Mixup
 from remix_dist.mix.none import NoMix
 from remix_dist.rebalance.drw import DRW

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from remix_dist.config.run import Run
+from remix_dist.config.schedule import deferral_epoch
 from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.plan import Plan
 from remix_dist.labels.remix import Remix
 from remix_dist.model import build_model
-from remix_dist.train.schedule import deferral_epoch
 from remix_dist.types import generator
 
 
 def describe(run: Run, speed: float) -> str:
     """The resolved plan as text: rows, classes, steps, phases, bytes, checkpoint size, hours at `speed` images/s per
-    worker. Call launch.train.prepare first: it does the checks."""
+    worker. Call config.prepare first: it does the checks."""
     train, val = (open_shard_set(run.data.url, split) for split in ("train", run.data.val_split))
     plan = Plan(train.label_N, train.shard_N, seed=run.train.seed, global_batch=run.train.global_batch)
     total, count_C = plan.steps(run.schedule.epochs), train.count_C

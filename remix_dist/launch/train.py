@@ -6,14 +6,12 @@ run name would silently resume its own state, so every fit gets a fresh one, and
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
 import os
 import sys
 import uuid
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
@@ -21,19 +19,16 @@ import ray
 import ray.train.torch
 import torch
 
-from remix_dist.config.check import check_data, check_run
 from remix_dist.config.run import Ray, Run
-from remix_dist.data.manifest import filesystem, open_shard_set
-from remix_dist.train.metrics import write_text
-from remix_dist.train.result import read_result
-from remix_dist.train.schedule import deferral_epoch
+from remix_dist.data.store import filesystem
+from remix_dist.train.checkpoint import read_result, write_text
 from remix_dist.train.session import Hooks, Session
 from remix_dist.types import UserError
 
 
 def train(runs: list[Run]) -> list[dict[str, Any]]:
     """Train the runs one after the other in one group of Ray workers; the results, in order. A finished run is not
-    trained again. Each must have been through `prepare`. UserError where training cannot go on."""
+    trained again. Each must have been through config.prepare. UserError where training cannot go on."""
     options, fit = runs[0].ray, f"fit-{uuid.uuid4().hex[:12]}"
     fs, root = filesystem(runs[0].storage)
     ours = not ray.is_initialized()
@@ -52,23 +47,6 @@ def train(runs: list[Run]) -> list[dict[str, Any]]:
             ray.shutdown()
         if fs.exists(f"{root}/.ray/{fit}"):
             fs.rm(f"{root}/.ray/{fit}", recursive=True)
-
-
-def prepare(run: Run) -> Run:
-    """Check a run against its data on the driver, before any GPU is taken, and settle its name and places."""
-    data = dataclasses.replace(run.data, url=_absolute(run.data.url))
-    run = dataclasses.replace(run, storage=_absolute(run.storage), data=data)
-    train_set, val_set = (open_shard_set(data.url, split) for split in ("train", data.val_split))
-    deferral_epoch(run.rebalance, run.schedule)
-    for note in check_run(run) + check_data(run, train_set.classes, train_set.count_C, val_set.classes):
-        print(f"note: {note}", flush=True)
-    name, (fs, root) = run.identity(train_set.digest), filesystem(run.storage)
-    if run.checkpoint.resume == "must" and not fs.exists(f"{root}/{name}/checkpoints"):
-        raise UserError(f"checkpoint.resume = must: {run.storage}/{name} has no checkpoint; take auto, or check --name")
-    if run.checkpoint.resume == "never" and fs.exists(f"{root}/{name}"):
-        name = next(f"{name}-{k}" for k in range(2, 1 << 30) if not fs.exists(f"{root}/{name}-{k}"))
-    print(f"run {run.storage}/{name}", flush=True)
-    return dataclasses.replace(run, name=name, checkpoint=dataclasses.replace(run.checkpoint, resume="auto"))
 
 
 def worker(config: dict[str, Any]) -> None:
@@ -142,10 +120,6 @@ def _connect(options: Ray) -> bool:
             wait = f"waiting up to {options.start_timeout:g} s for an autoscaler (ray.start_timeout)"
             print(f"note: {wanted:g} {kind}s needed, the cluster has {have.get(kind, 0):g} now; {wait}", flush=True)
     return gpu
-
-
-def _absolute(url: str) -> str:
-    return url if "://" in url else str(Path(url).expanduser().absolute())  # workers run in another directory
 
 
 def _fatal(run: Run, fit: str) -> str | None:

@@ -17,8 +17,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from remix_dist.data.manifest import filesystem
-from remix_dist.train.metrics import write_text
+from remix_dist.data.store import filesystem
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -102,3 +101,19 @@ def retry(action: Callable[[], Any], tries: int = 5) -> Any:
             if attempt == tries - 1:
                 raise
             time.sleep(0.2 * 3**attempt)
+
+
+def write_text(fs: Any, path: str, text: str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half (object stores do by nature)."""
+    if "file" in fs.protocol:
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(f"{path}.tmp", text.encode())
+        fs.mv(f"{path}.tmp", path)
+    else:
+        fs.pipe_file(path, text.encode())
+
+
+def read_result(url: str) -> dict[str, Any] | None:
+    """The result of a finished run, or None."""
+    fs, path = filesystem(f"{url}/result.json")
+    return json.loads(fs.cat_file(path)) if fs.exists(path) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +36,14 @@ class Engine:
         self.optimizer = _sgd(run, model, fused=device.type == "cuda")
         self.ema = [p.detach().clone() for p in self.params] if run.optim.ema else None
         self.norms = BatchNormStatistics(model)
-        names = ("Drop", "StochasticDepth")  # Dropout, AlphaDropout, DropPath, DropBlock2d ...
-        self.stochastic = any(n in type(m).__name__ for m in model.modules() for n in names)
+        kinds = [type(m).__name__ for m in model.modules()]  # Dropout, AlphaDropout, DropPath, DropBlock2d ...
+        self.stochastic = any(n in kind for kind in kinds for n in ("Drop", "StochasticDepth"))
         self.forward: nn.Module = model
         if rank_world()[1] > 1:
-            ids = [device] if device.type == "cuda" else None
+            names = ("forward_sync_buffers", "broadcast_buffers")  # the new name, and torch 2.11's
             known = inspect.signature(DistributedDataParallel).parameters
-            buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            self.forward = DistributedDataParallel(
-                model,
-                device_ids=ids,
-                gradient_as_bucket_view=True,
-                **{buffers: False},  # type: ignore[arg-type]
-            )
+            own: dict[str, Any] = {next(n for n in names if n in known): False}
+            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, **own)
             self._settle_buckets()
 
     def _settle_buckets(self) -> None:
@@ -73,13 +69,12 @@ class Engine:
 
     def accumulate(self, batches: Iterator[Batch], count: int, rebalanced: bool) -> None:
         """Leave the global batch's gradient in `.grad`, the same on every rank."""
-        weight_C = self.weight_C if rebalanced and self.weight_C is not None else None
+        weight_C = self.weight_C if rebalanced else None
         den = torch.zeros((), device=self.device)
         self.norms.begin()
-        for i in range(count):
-            last = i == count - 1
-            ddp = isinstance(self.forward, DistributedDataParallel)
-            with self.forward.no_sync() if ddp and not last else contextlib.nullcontext():  # type: ignore[operator]
+        for left in range(count - 1, -1, -1):
+            ddp = self.forward if isinstance(self.forward, DistributedDataParallel) else None
+            with ddp.no_sync() if ddp and left else contextlib.nullcontext():
                 den += self._micro_step(next(batches), weight_C)
             self.norms.collect()
         self._reduce(den)
@@ -110,13 +105,11 @@ class Engine:
     def averaged(self, step: int) -> Iterator[nn.Module]:
         """The model to evaluate: with the running BatchNorm statistics, and EMA weights if kept."""
         self.norms.publish(step)
-        live = [p.detach().clone() for p in self.params] if self.ema is not None else []
+        live = [p.detach().clone() for p in self.params]
         with torch.no_grad():
-            if self.ema is not None:
-                torch._foreach_copy_(self.params, self.ema)
+            torch._foreach_copy_(self.params, live if self.ema is None else self.ema)
             yield self.model
-            if self.ema is not None:
-                torch._foreach_copy_(self.params, live)
+            torch._foreach_copy_(self.params, live)
 
     def _micro_step(self, batch: Batch, weight_C: Tensor | None) -> Tensor:
         run, labels_B = self.run, batch.labels_B.to(self.device, non_blocking=True)
@@ -213,14 +206,9 @@ class BatchNormStatistics:
 
 def _sgd(run: Run, model: nn.Module, fused: bool) -> torch.optim.SGD:
     optim = run.optim
-    params = [p for p in model.parameters() if p.requires_grad]
-    plain = [p for p in params if p.ndim < 2 and not optim.decay_norm]
-    decayed = [p for p in params if p.ndim >= 2 or optim.decay_norm]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.SGD(
-        [g for g in groups if g["params"]],
-        lr=optim.lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        fused=fused or None,
-    )
+    groups: dict[float, list[Tensor]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            groups.setdefault(optim.weight_decay if p.ndim >= 2 or optim.decay_norm else 0.0, []).append(p)
+    options = {"lr": optim.lr, "momentum": optim.momentum, "nesterov": optim.nesterov, "fused": fused or None}
+    return torch.optim.SGD([{"params": g, "weight_decay": d} for d, g in groups.items()], **options)  # type: ignore[arg-type]

@@ -1,17 +1,12 @@
-"""What a run measures: exact device counters without a sync per step, and the records that people read."""
+"""What a run measures: exact counters on the device, without a sync per step."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from remix_dist.data.manifest import filesystem
 from remix_dist.train.collective import all_reduce
 from remix_dist.types import UserError
 
@@ -63,48 +58,3 @@ class Meter:
         for key, own in self.state().items():
             own.copy_(state[key])
         self.seen.copy_(self.rows)
-
-
-class Recorder:
-    """Metric records of a run, on rank 0: metrics.jsonl (rewritten whole, so a resume never doubles a line) and
-    TensorBoard events."""
-
-    def __init__(self, url: str, history: list[dict[str, Any]]) -> None:
-        self.fs, self.path = filesystem(url)
-        self.history, self.flushed = history, 0.0
-        self.board = None
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            return  # the core runs without Ray's dependencies; the JSONL has the same numbers
-        if "file" in self.fs.protocol:
-            last = history[-1]["step"] + 1 if history else None
-            self.board = SummaryWriter(str(Path(self.path) / "tb"), purge_step=last, flush_secs=10)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep one record; files are brought up to date at most every 5 seconds."""
-        if any(old["kind"] == record["kind"] and old["step"] == record["step"] for old in self.history[-2:]):
-            return  # a resume between the last checkpoint and the result evaluates again
-        self.history.append(record)
-        if self.board is not None:
-            for key, value in record.items():
-                if key not in ("kind", "step") and isinstance(value, int | float):
-                    self.board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
-        if time.monotonic() - self.flushed > 5:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write metrics.jsonl now."""
-        lines = "".join(json.dumps(record) + "\n" for record in self.history)
-        write_text(self.fs, f"{self.path}/metrics.jsonl", lines)
-        self.flushed = time.monotonic()
-
-
-def write_text(fs: Any, path: str, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never half (object stores do by nature)."""
-    if "file" in fs.protocol:
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.pipe_file(f"{path}.tmp", text.encode())
-        fs.mv(f"{path}.tmp", path)
-    else:
-        fs.pipe_file(path, text.encode())

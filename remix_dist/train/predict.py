@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from remix_dist.data.decode import Augment, decode
-from remix_dist.data.manifest import filesystem, open_shard_set
+from remix_dist.data.augment import Augment
+from remix_dist.data.decode import decode
+from remix_dist.data.manifest import open_shard_set
+from remix_dist.data.store import filesystem
 from remix_dist.model import Classifier
 from remix_dist.train.export import load_exported
 from remix_dist.types import UserError

@@ -13,30 +13,27 @@ import yaml
 
 from remix_dist import __version__
 from remix_dist.data.decode import jpeg_decoder
-from remix_dist.data.manifest import filesystem
-from remix_dist.train.metrics import write_text
+from remix_dist.data.store import filesystem
+from remix_dist.train.checkpoint import write_text
+from remix_dist.train.evaluate import shot_groups
 
 if TYPE_CHECKING:
     from remix_dist.train.session import Session
-
-
-def read_result(url: str) -> dict[str, Any] | None:
-    """The result of a finished run, or None."""
-    fs, path = filesystem(f"{url}/result.json")
-    return json.loads(fs.cat_file(path)) if fs.exists(path) else None
 
 
 def write_result(session: Session) -> dict[str, Any]:
     """Write result.json and run.yaml (and the export, if asked for) from rank 0; the result is returned."""
     run, data = session.run, session.train_set
     (_, mixed, relabelled), (hist_x, hist_y) = (session.totals[k].tolist() for k in ("rows", "hist"))
+    groups = {k: v.tolist() for k, v in shot_groups(data.count_C, run.train).items()}
     result = {
         "name": session.url.rpartition("/")[2], "method": run.method(), "seed": run.train.seed,
         "steps": session.total, "epochs": run.schedule.epochs, "world": session.world, "rows": len(data),
+        "rebalanced_from": session.deferral if run.rebalance.acts else None,
         "seconds": session.seconds(), "commit": _commit(), "device": _device(session.device),
         "versions": {"remix_dist": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
         "decoder": jpeg_decoder()[0], "data_digest": data.digest, "classes": list(data.classes),
-        "class_counts": data.count_C.tolist(), "groups": {k: v.tolist() for k, v in session.groups.items()},
+        "class_counts": data.count_C.tolist(), "groups": groups,
         "eval": session.scores,
         "mix": {
             "lam_x_hist": [*hist_x[:-2], sum(hist_x[-2:])], "lam_y_hist": hist_y,
@@ -44,7 +41,7 @@ def write_result(session: Session) -> dict[str, Any]:
         },
         "images_per_s": session.record.get("images_per_s"), "data_wait": session.record.get("data_wait"),
         "faults": session.faults, "restarts": session.meta["starts"] - 1, "config": run.to_dict(),
-        "history": session.recorder.history if session.recorder else [],
+        "history": session.journal.history if session.journal else [],
     }  # fmt: skip
     fs, path = filesystem(session.url)
     write_text(fs, f"{path}/run.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))

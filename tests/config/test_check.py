@@ -8,7 +8,7 @@ import torch
 
 from remix_dist.config.check import check_data, check_run, recipe_difference
 from remix_dist.config.run import Checkpoints, Data, Model, Optim, Ray, Run, Schedule, Train
-from remix_dist.data.decode import Augment
+from remix_dist.data.augment import Augment
 from remix_dist.labels.same import Same
 from remix_dist.loss.ldam import LDAM
 from remix_dist.mix.manifold_mixup import ManifoldMixup

@@ -6,8 +6,8 @@ import pytest
 
 from remix_dist.config.check import check_run
 from remix_dist.config.parse import parse_run
+from remix_dist.config.schedule import deferral_epoch
 from remix_dist.labels.remix import Remix
-from remix_dist.train.schedule import deferral_epoch
 
 PRESETS = Path(__file__).resolve().parents[2] / "jobs" / "presets"
 METHODS = ["ERM", "Mixup", "Remix", "LDAM-DRW", "Mixup-DRW", "Remix-DRW", "Remix-DRS"]

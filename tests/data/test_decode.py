@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from remix_dist.data import augment as augment_module
 from remix_dist.data import decode as module
-from remix_dist.data.decode import NOISE, PHOTOMETRIC, Augment, CorruptImage, decode
+from remix_dist.data.augment import Augment
+from remix_dist.data.decode import CorruptImage, decode
+from remix_dist.types import NOISE, PHOTOMETRIC
 
 LAST = np.float32(1 - 2**-24)  # the largest number that a generator gives
 CROPS = ("random", "random_resized", "shift", "center")
@@ -102,8 +105,8 @@ def test_boxes_stay_in_range_for_every_shape_and_noise(crop, h, w):
 
 
 def test_a_thread_of_pixels_is_not_blown_up_to_gigabytes(monkeypatch):
-    sizes, resize = [], module._resize
-    monkeypatch.setattr(module, "_resize", lambda image, h, w: sizes.append((h, w)) or resize(image, h, w))
+    sizes, resize = [], augment_module._resize
+    monkeypatch.setattr(augment_module, "_resize", lambda image, h, w: sizes.append((h, w)) or resize(image, h, w))
     assert placed(Augment(size=16, resize=20), picture(1, 50_000), noise()).shape == (3, 16, 16)
     assert sizes == [(20, 640)]  # not (20, 1_000_000)
 

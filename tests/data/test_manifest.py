@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import known_implementations
 
-from remix_dist.data.manifest import filesystem, open_shard_set
+from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.sources import Listing, Source
 from remix_dist.data.sources.cifar import png
+from remix_dist.data.store import filesystem
 from remix_dist.data.write import finish, plan_split, write_shard
 from remix_dist.types import UserError
 

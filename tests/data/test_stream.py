@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from remix_dist.data.augment import Augment
 from remix_dist.data.cache import ShardCache
-from remix_dist.data.decode import PHOTOMETRIC, Augment, decode
+from remix_dist.data.decode import decode
 from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.plan import Plan
 from remix_dist.data.stream import Stream
-from remix_dist.types import UserError
+from remix_dist.types import PHOTOMETRIC, UserError
 
 STEPS = 12  # of 12 rows: more than two epochs of 61
 RANDOM = Augment(size=16, crop="random_resized")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from remix_dist.config.run import Checkpoints, Data, Model, Ray, Run, Schedule, Train
-from remix_dist.data.decode import Augment
+from remix_dist.data.augment import Augment
 from remix_dist.labels.same import Same
 from remix_dist.launch.local import train_local
 from remix_dist.loss.ldam import LDAM

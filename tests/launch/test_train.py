@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from remix_dist.config.prepare import prepare
 from remix_dist.config.run import Checkpoints, Data, Model, Optim, Ray, Run, Schedule, Train
-from remix_dist.data.decode import Augment
-from remix_dist.launch.train import prepare, train
+from remix_dist.data.augment import Augment
+from remix_dist.launch.train import train
 from remix_dist.rebalance.drw import DRW
 from remix_dist.train.checkpoint import CheckpointStore
 from remix_dist.types import UserError

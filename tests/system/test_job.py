@@ -22,12 +22,20 @@ PORT, DASHBOARD = 26379, 28265
 def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head node of its own, started in a copy of the repository; the environment that reaches it."""
     copy = tmp_path / "clone"
-    shutil.copytree(REPO, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "*.egg-info", "__pycache__", ".*_cache"))
+    shutil.copytree(
+        REPO, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "*.egg-info", "__pycache__", ".*_cache")
+    )
     (copy / "remix_dist" / "__init__.py").write_text('"""The copy."""\n\n__version__ = "0.1.0+copy"\n')
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path), "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}"}
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "HOME": str(tmp_path),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}",
+    }
     env.pop("RAY_ADDRESS", None)
     words = ["start", "--head", "--block", f"--port={PORT}", f"--dashboard-port={DASHBOARD}", "--num-cpus=2",
-             "--object-store-memory=200000000", "--disable-usage-stats", f"--temp-dir=/tmp/rd{os.getpid()}"]  # fmt: skip
+             "--object-store-memory=200000000", "--disable-usage-stats",
+             f"--temp-dir=/tmp/rd{os.getpid()}"]  # fmt: skip
     head = subprocess.Popen([ray(), *words], cwd=copy, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     try:
         for _ in range(90):
@@ -75,7 +83,9 @@ def test_demo_by_job_submit(cluster: dict[str, str], tmp_path: Path) -> None:
 @pytest.mark.system
 @pytest.mark.timeout(600)
 def test_without_working_dir_where_installed(cluster: dict[str, str], digits_url: str, tmp_path: Path) -> None:
-    if subprocess.run([sys.executable, "-c", "import remix_dist"], cwd="/", env=_bare(), capture_output=True).returncode:
+    if subprocess.run(
+        [sys.executable, "-c", "import remix_dist"], cwd="/", env=_bare(), capture_output=True
+    ).returncode:
         pytest.skip("remix_dist is not installed in this environment (make setup installs it)")
     out = submit(cluster, tmp_path, "--", sys.executable, "jobs/inat_remix.py", "--data.url", digits_url, "--storage",
                  str(tmp_path / "runs"), "--name", "one", "--data.augment.size", "8", "--data.augment.crop", "shift",

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remix_dist.config.parse import METHODS
 from remix_dist.config.run import Data, Model, Optim, Run, Train
+from remix_dist.data.augment import Augment
 from remix_dist.data.cache import ShardCache
-from remix_dist.data.decode import Augment
 from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.plan import Plan
 from remix_dist.data.stream import Stream

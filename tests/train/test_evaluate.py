@@ -10,8 +10,8 @@ from sklearn import metrics as oracle
 from torch import nn
 
 from remix_dist.config.run import Train
+from remix_dist.data.augment import Augment
 from remix_dist.data.cache import ShardCache
-from remix_dist.data.decode import Augment
 from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.plan import Plan
 from remix_dist.data.stream import Stream

@@ -15,8 +15,8 @@ from ranks import on_ranks
 
 from remix_dist.config.parse import run_from_dict
 from remix_dist.config.run import Checkpoints, Data, Model, Optim, Run, Schedule, Train
+from remix_dist.data.augment import Augment
 from remix_dist.data.cache import ShardCache
-from remix_dist.data.decode import Augment
 from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.plan import Plan
 from remix_dist.data.sources import SourceOptions

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from remix_dist.config.run import Optim, Schedule
+from remix_dist.config.schedule import deferral_epoch, learning_rate
 from remix_dist.data.plan import Plan
 from remix_dist.rebalance.drs import DRS
 from remix_dist.rebalance.drw import DRW
 from remix_dist.rebalance.none import NoRebalance
 from remix_dist.rebalance.resample import Resample
 from remix_dist.rebalance.reweight import Reweight
-from remix_dist.train.schedule import deferral_epoch, learning_rate
 from remix_dist.types import UserError
 
 STEP = Schedule(epochs=9, decays=(3, 6), factor=0.1)
