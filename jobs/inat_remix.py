@@ -16,12 +16,15 @@ from collections.abc import Sequence
 from remix_dist.config.parse import guarded, parse_run
 from remix_dist.config.prepare import prepare
 from remix_dist.launch.train import train
+from remix_dist.types import UserError
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parse, check, train, report."""
     run, speed, given = parse_run(words, __doc__ or "")
-    if run.data.url == "demo" and speed is None:
+    if run.data.url == "demo" and speed is not None:
+        raise UserError("dry_run: the demo's recipes are fixed; give --data.url with your shards")
+    if run.data.url == "demo":
         from remix_dist.launch.demo import run_demo  # scikit-learn and the report are extras
 
         run_demo(run, given)

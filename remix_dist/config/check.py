@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
@@ -10,6 +12,9 @@ from remix_dist.labels.same import Same
 from remix_dist.loss.ldam import LDAM
 from remix_dist.model import build_model, families
 from remix_dist.types import UserError
+
+if TYPE_CHECKING:
+    from remix_dist.data.manifest import ShardSet
 
 
 def check_run(run: Run) -> list[str]:
@@ -56,6 +61,8 @@ def check_run(run: Run) -> list[str]:
                 f"mix.layers = {list(layers)}: model.name = {run.model.name} has mix points 0 to {points - 1}; leave "
                 "out the others, take a backbone with more (resnet32, resnet50, ...), or --mix Mixup"
             )
+    if run.train.trace and "://" in run.storage:
+        raise UserError(f"train.trace = true: appends to files, which storage = {run.storage} cannot; use a folder")
     return _warnings(run)
 
 
@@ -110,8 +117,9 @@ def _warnings(run: Run) -> list[str]:
     return out
 
 
-def check_data(run: Run, classes: tuple[str, ...], count_C: np.ndarray, val_classes: tuple[str, ...]) -> list[str]:
+def check_data(run: Run, train_set: ShardSet, val_set: ShardSet) -> list[str]:
     """Refuse data that the run cannot be trained on; return warnings."""
+    classes, count_C, val_classes, val_rows = train_set.classes, train_set.count_C, val_set.classes, len(val_set)
     empty = np.flatnonzero(count_C == 0)
     if len(empty):
         names = ", ".join(repr(classes[c]) for c in empty[:5])
@@ -119,6 +127,8 @@ def check_data(run: Run, classes: tuple[str, ...], count_C: np.ndarray, val_clas
             f"data.url = {run.data.url}: {len(empty)} class(es) without a training image ({names}); counts drive "
             "Remix, LDAM and every rebalancer, so add images or write the shards without these classes"
         )
+    if not val_rows:
+        raise UserError(f"data.val_split = {run.data.val_split}: has no image, so nothing could be evaluated")
     if classes != val_classes:
         raise UserError(f"data.url = {run.data.url}: train and {run.data.val_split} name different classes; write both "
                         "with one jobs/make_shards.py call")  # fmt: skip

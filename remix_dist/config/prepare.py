@@ -18,7 +18,7 @@ def prepare(run: Run) -> Run:
     run = dataclasses.replace(run, storage=_absolute(run.storage), data=data)
     train_set, val_set = data.open()
     deferral_epoch(run.rebalance, run.schedule)
-    for note in check_run(run) + check_data(run, train_set.classes, train_set.count_C, val_set.classes):
+    for note in check_run(run) + check_data(run, train_set, val_set):
         print(f"note: {note}", flush=True)
     name, (fs, root) = run.identity(train_set.digest), filesystem(run.storage)
     if run.checkpoint.resume == "must" and not fs.exists(f"{root}/{name}/checkpoints"):

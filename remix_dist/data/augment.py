@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+PCA_VALUES = (0.2175, 0.0188, 0.0045)
+"""Eigenvectors (as columns) and deviations of ImageNet's RGB values, for the lighting noise."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,19 @@ class Augment:
         if self.lighting:
             # normal draws by Box-Muller from the row's uniform numbers; ImageNet's RGB eigenvectors and values
             normal_B3 = (-2 * torch.log1p(-noise_BK[:, 3:6])).sqrt() * (2 * math.pi * noise_BK[:, 6:9]).cos()
-            vectors = images_BCHW.new_tensor(
-                [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
-            ) * images_BCHW.new_tensor([0.2175, 0.0188, 0.0045])
-            images_BCHW = images_BCHW + 255 * self.lighting * (normal_B3 @ vectors.T)[:, :, None, None]
+            vectors, values = _constant(PCA_VECTORS, noise_BK.device), _constant(PCA_VALUES, noise_BK.device)
+            images_BCHW = images_BCHW + 255 * self.lighting * ((normal_B3 * values) @ vectors.T)[:, :, None, None]
         return images_BCHW
 
     def normalize(self, images_BCHW: Tensor) -> Tensor:
         """(x / 255 - mean) / std; affine, so it commutes with mixing and comes after it."""
-        mean, std = (images_BCHW.new_tensor(v)[:, None, None] * 255 for v in (self.mean, self.std))
+        mean, std = (_constant(v, images_BCHW.device)[:, None, None] * 255 for v in (self.mean, self.std))
         return (images_BCHW - mean) / std
+
+
+@cache
+def _constant(values: tuple, device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)  # once: every copy from the host's memory would stop the device
 
 
 def _resize(image: Tensor, h: int, w: int) -> Tensor:

@@ -38,7 +38,9 @@ def jpeg_decoder() -> tuple[str, Callable[[Tensor], Any]]:
 
 
 def _pillow(data: Tensor) -> Tensor:
-    image = ImageOps.exif_transpose(_open(data))  # as torchcodec does
+    image = _open(data)
+    if image.getexif().get(0x0112, 1) != 1:  # turned: upright, as torchcodec does; the call copies, so only then
+        image = ImageOps.exif_transpose(image)
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 

@@ -53,7 +53,8 @@ def worker(config: dict[str, Any]) -> None:
     """One DDP worker: every run in turn. After a crash Ray calls it again, in new processes."""
     runs: list[Run] = config["runs"]
     torch.set_num_threads(max(1, int(runs[0].ray.cpus_per_worker)))
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every report of every rank
+    for name in [n for n in logging.root.manager.loggerDict if "ray/train" in n]:  # Ray names them by file
+        logging.getLogger(name).setLevel(logging.WARNING)  # they print every report of every rank
     device = ray.train.torch.get_device()
     hooks = Hooks(report=ray.train.report, preempted=lambda: ray.train.get_preemption_info() is not None)
     for run in runs:

@@ -50,9 +50,13 @@ def curve(runs: Sequence[dict], kind: str, key: str) -> Curve | None:
 
 
 def deferral(runs: Sequence[dict]) -> float | None:
-    """Epoch of the first record that is rebalanced after one that was not; None if that never happens."""
+    """Epoch from which the runs are rebalanced, as they say, or else by their first rebalanced record after one
+    that was not; None if that is from the start on, or never."""
     found = []
     for run in runs:
+        if "rebalanced_from" in run:
+            found += [float(run["rebalanced_from"])] if run["rebalanced_from"] else []
+            continue
         train = [r for r in run.get("history") or () if r.get("kind") == "train"]
         first = next((r for r in train if r.get("rebalanced")), None)
         if first is not None and first is not train[0]:

@@ -105,9 +105,12 @@ class Engine:
     def averaged(self, step: int) -> Iterator[nn.Module]:
         """The model to evaluate: with the running BatchNorm statistics, and EMA weights if kept."""
         self.norms.publish(step)
+        if self.ema is None:
+            yield self.model
+            return
         live = [p.detach().clone() for p in self.params]
         with torch.no_grad():
-            torch._foreach_copy_(self.params, live if self.ema is None else self.ema)
+            torch._foreach_copy_(self.params, self.ema)
             yield self.model
             torch._foreach_copy_(self.params, live)
 

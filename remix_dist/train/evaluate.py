@@ -22,12 +22,14 @@ def shot_groups(count_C: np.ndarray, train: Train) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, stream: Stream, count_C: np.ndarray, train: Train, bf16: bool) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module, stream: Stream, groups: dict[str, np.ndarray], device: torch.device, bf16: bool
+) -> dict[str, Any]:
     """Top-1, top-5, balanced accuracy, many/medium/few (means over classes), ECE and loss of the whole split.
 
     Every rank calls it with its own stream; all get the same numbers. A group without rows is None.
     """
-    classes, device = len(stream.shards.classes), next(model.parameters()).device
+    classes = len(stream.shards.classes)
     correct_C, top5_C, support_C = (torch.zeros(classes, dtype=torch.int64, device=device) for _ in range(3))
     bins = torch.zeros(3, ECE_BINS, dtype=torch.float64, device=device)  # count, confidence, correct
     loss = torch.zeros(1, dtype=torch.float64, device=device)
@@ -52,7 +54,7 @@ def evaluate(model: nn.Module, stream: Stream, count_C: np.ndarray, train: Train
     correct, top5, support, tally, total = (
         all_reduce(t).cpu().numpy() for t in (correct_C, top5_C, support_C, bins, loss)
     )
-    return _summary(correct, top5, support, tally, total, shot_groups(count_C, train))
+    return _summary(correct, top5, support, tally, total, groups)
 
 
 def _summary(

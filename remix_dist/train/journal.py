@@ -60,6 +60,12 @@ class Journal:
             words += [f"left {left / 60:.1f} min"] if left else []
         print("  ".join(words), flush=True)
 
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()
+        if self.board is not None:
+            self.board.close()
+
     def flush(self) -> None:
         """Write metrics.jsonl now."""
         lines = "".join(json.dumps(record) + "\n" for record in self.history)

@@ -46,6 +46,8 @@ def write_result(session: Session) -> dict[str, Any]:
     fs, path = filesystem(session.url)
     write_text(fs, f"{path}/run.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
     write_text(fs, f"{path}/result.json", json.dumps(result))
+    if session.journal is not None:
+        session.journal.close()
     return result
 
 

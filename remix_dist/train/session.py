@@ -43,7 +43,7 @@ class Session:
             torch.use_deterministic_algorithms(True)
         train, data = run.train, run.data
         self.train_set, val_set = data.open()
-        check_data(run, self.train_set.classes, self.train_set.count_C, val_set.classes)
+        check_data(run, self.train_set, val_set)
         self.url = f"{run.storage.rstrip('/')}/{run.identity(self.train_set.digest)}"
         self.table = broadcast_table(ClassTable(torch.from_numpy(self.train_set.count_C.copy())), device)
 
@@ -127,7 +127,7 @@ class Session:
             self._evaluate(done)
         leaving, end = self.hooks.preempted(), done == self.total
         due = end or now - self.saved > (5.0 if leaving else self.run.checkpoint.every_seconds)
-        due, tell = from_rank_zero((due, now - self.told > 30.0))  # clocks differ: rank 0's decides for all
+        due, tell = from_rank_zero((due, end or now - self.told > 30.0))  # clocks differ: rank 0's decides for all
         if due or save:
             self._save(done)
         if tell:  # the launcher's report may block for seconds
@@ -136,10 +136,11 @@ class Session:
         self.clock = time.monotonic()
 
     def _evaluate(self, done: int) -> None:
-        from remix_dist.train.evaluate import evaluate
+        from remix_dist.train.evaluate import evaluate, shot_groups
 
+        groups = shot_groups(self.train_set.count_C, self.run.train)
         with self.engine.averaged(done) as model:
-            self.scores = evaluate(model, self.val, self.train_set.count_C, self.run.train, self.engine.bf16)
+            self.scores = evaluate(model, self.val, groups, self.device, self.engine.bf16)
         if self.journal is not None:
             record = {"kind": "eval", "step": done, "epoch": self._epoch(done), **_numbers(self.scores)}
             self.journal.add(record)

@@ -1,6 +1,7 @@
 """Settings that cannot be what they say are refused in one line that names key, value and way out."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -60,6 +61,18 @@ def test_refused(run, parts):
     assert "\n" not in line and all(part in line for part in parts), line
 
 
+class Split(types.SimpleNamespace):
+    """What check_data reads of a shard set."""
+
+    def __len__(self):
+        return self.rows
+
+
+def checked(run, classes, count_C, val_classes, val_rows=1):
+    train = Split(classes=classes, count_C=count_C, rows=int(count_C.sum()))
+    return check_data(run, train, Split(classes=val_classes, rows=val_rows))
+
+
 def test_a_model_that_nobody_builds_is_refused_before_a_worker_starts(monkeypatch):
     monkeypatch.setattr(nets_timm, "names", list)  # importing timm takes seconds
     with pytest.raises(UserError, match=r"'resnt50' is unknown; did you mean .*resnet50"):
@@ -91,17 +104,17 @@ def test_warnings():
 
 def test_data_without_an_image_of_a_class_is_refused_by_name():
     with pytest.raises(UserError, match=r"^data\.url = demo: 1 class\(es\) without a training image \('b'\); [^\n]+$"):
-        check_data(Run(), ("a", "b"), np.array([3, 0]), ("a", "b"))
+        checked(Run(), ("a", "b"), np.array([3, 0]), ("a", "b"))
     with pytest.raises(UserError, match=r"^data\.url = demo: train and val name different classes[^\n]+$"):
-        check_data(Run(), ("a", "b"), np.array([3, 1]), ("b", "a"))
+        checked(Run(), ("a", "b"), np.array([3, 1]), ("b", "a"))
 
 
 def test_remix_rw_on_many_classes_is_a_warning():
     names, counts = tuple(map(str, range(100))), np.arange(1, 101)
     run = Run(mix=Mixup(), rebalance=Reweight())
-    assert "try DRW" in check_data(run, names, counts, names)[0]
-    assert check_data(run, names[:99], counts[:99], names[:99]) == []
-    assert check_data(dataclasses.replace(run, mix=NoMix(), labels=Same()), names, counts, names) == []
+    assert "try DRW" in checked(run, names, counts, names)[0]
+    assert checked(run, names[:99], counts[:99], names[:99]) == []
+    assert checked(dataclasses.replace(run, mix=NoMix(), labels=Same()), names, counts, names) == []
 
 
 def test_recipe_difference_names_knobs():
@@ -109,3 +122,13 @@ def test_recipe_difference_names_knobs():
     lines = recipe_difference(old, new)
     assert "optim.lr: 0.1 -> 0.2" in lines and "rebalance.class_path: 'DRW' -> 'Reweight'" in lines
     assert "rebalance.init_args.start: 'decay:2' -> None" in lines and len(lines) == 3
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(UserError, match=r"data\.val_split = val: has no image"):
+        checked(Run(), ("a",), np.array([3]), ("a",), val_rows=0)
+
+
+def test_a_trace_needs_files_that_can_be_appended_to():
+    with pytest.raises(UserError, match=r"train\.trace = true"):
+        check_run(Run(storage="s3://bucket/runs", train=Train(trace=True)))

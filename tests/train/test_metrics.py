@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from remix_dist.train import metrics
-from remix_dist.train.metrics import BINS, Meter, Recorder, write_text
+from remix_dist.config.run import Run
+from remix_dist.train import journal
+from remix_dist.train.checkpoint import write_text
+from remix_dist.train.metrics import BINS, Meter
 from remix_dist.types import UserError, generator
 
 CPU = torch.device("cpu")
@@ -93,17 +95,21 @@ def lines(text):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+def a_journal(url, history):
+    return journal.Journal(Run(), url, 100, history)
+
+
 @pytest.mark.parametrize("scheme", ["file", "memory"])
 def test_a_resume_never_doubles_a_line(tmp_path, scheme):
     url = str(tmp_path / "run") if scheme == "file" else f"memory://{uuid.uuid4().hex}/run"
-    first = Recorder(url, [])
+    first = a_journal(url, [])
     for step in (2, 4, 6):
         first.add(record("train", step))
     first.add(record("eval", 6))
     first.flush()
     fs, path = fsspec.core.url_to_fs(f"{url}/metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in lines(fs.cat_file(path).decode())][-1] == ("eval", 6)
-    second = Recorder(url, first.history[:2])  # the checkpoint was of step 4
+    second = a_journal(url, first.history[:2])  # the checkpoint was of step 4
     for step in (6, 8):
         second.add(record("train", step))
     second.flush()
@@ -113,7 +119,7 @@ def test_a_resume_never_doubles_a_line(tmp_path, scheme):
 
 
 def test_an_evaluation_repeated_by_a_resume_is_one_record(tmp_path):
-    recorder = Recorder(str(tmp_path), [record("train", 6), record("eval", 6)])
+    recorder = a_journal(str(tmp_path), [record("train", 6), record("eval", 6)])
     recorder.add(record("eval", 6))
     recorder.add(record("train", 7))
     recorder.add(record("eval", 7))
@@ -122,7 +128,7 @@ def test_an_evaluation_repeated_by_a_resume_is_one_record(tmp_path):
 
 def test_numbers_reach_tensorboard(tmp_path):
     pytest.importorskip("tensorboardX")
-    recorder = Recorder(str(tmp_path), [])
+    recorder = a_journal(str(tmp_path), [])
     recorder.add(record("train", 3))
     recorder.board.close()
     data = b"".join(p.read_bytes() for p in (tmp_path / "tb").iterdir())
@@ -131,14 +137,14 @@ def test_numbers_reach_tensorboard(tmp_path):
 
 def test_without_tensorboard_the_lines_are_written_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    recorder = Recorder(str(tmp_path), [])
+    recorder = a_journal(str(tmp_path), [])
     recorder.add(record("train", 3))
     assert lines((tmp_path / "metrics.jsonl").read_text()) == [record("train", 3)]
 
 
 def test_files_are_not_rewritten_at_every_record(tmp_path, monkeypatch):
-    recorder, written = Recorder(str(tmp_path), []), []
-    monkeypatch.setattr(metrics, "write_text", lambda fs, path, text: written.append(text))
+    recorder, written = a_journal(str(tmp_path), []), []
+    monkeypatch.setattr(journal, "write_text", lambda fs, path, text: written.append(text))
     for step in range(50):
         recorder.add(record("train", step))
     assert len(written) == 1

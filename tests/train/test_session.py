@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import math
-import shutil
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -11,129 +9,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
+from session_parts import (
+    BATCH,
+    ROWS,
+    STEPS,
+    Killed,
+    a_run,
+    assert_every_row_once_an_epoch,
+    assert_same_run,
+    final,
+    killed,
+    lineage,
+    url_of,
+)
 
 from remix_dist.config.parse import run_from_dict
-from remix_dist.config.run import Checkpoints, Data, Model, Optim, Run, Schedule, Train
-from remix_dist.data.augment import Augment
+from remix_dist.config.run import Train
 from remix_dist.data.cache import ShardCache
 from remix_dist.data.manifest import open_shard_set
 from remix_dist.data.plan import Plan
-from remix_dist.data.sources import SourceOptions
 from remix_dist.data.stream import Stream
 from remix_dist.launch.local import train_local
-from remix_dist.launch.shards import MakeShards, make_shards
 from remix_dist.model import build_model
 from remix_dist.rebalance.drs import DRS
 from remix_dist.rebalance.drw import DRW
-from remix_dist.train import session as session_module
 from remix_dist.train.checkpoint import CheckpointStore
-from remix_dist.train.collective import rank_world
 from remix_dist.train.engine import Engine
 from remix_dist.train.evaluate import evaluate, shot_groups
-from remix_dist.train.session import Hooks, Session
-from remix_dist.types import UserError
+from remix_dist.train.session import Hooks
 
 torch.set_num_threads(1)
-STEPS, ROWS, BATCH, MICRO = 28, 329, 24, 8
-"""Two epochs of the digits: an epoch ends within step 13, and every 5th step is saved."""
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing may catch it."""
-
-
-def a_run(url, storage, name="run", **parts):
-    """A small run with everything on: mixing, Remix, BatchNorm, a deferred rebalancer, an average, a trace."""
-    given = {
-        "rebalance": DRS(start="decay:1"), "schedule": Schedule(epochs=2, decays=(1,)),
-        "optim": Optim(lr=0.05, ema=0.9), "checkpoint": Checkpoints(every_steps=5, keep=2),
-        "train": Train(global_batch=BATCH, micro_batch=MICRO, log_every=7, trace=True),
-        "data": Data(url=url, augment=Augment(size=8, crop="shift", shift=2), threads=1),
-    } | parts  # fmt: skip
-    return Run(name=name, storage=str(storage), model=Model("resnet8-w4"), **given)
-
-
-def die_before(patch, step):
-    """The process dies when global step `step` is about to begin."""
-    original = session_module.learning_rate
-
-    def rate(now, *rest):
-        if now == step:
-            raise Killed
-        return original(now, *rest)
-
-    patch.setattr(session_module, "learning_rate", rate)
-
-
-def killed(start, run, step):
-    with pytest.MonkeyPatch.context() as patch:
-        die_before(patch, step)
-        with pytest.raises(Killed):
-            start(run)
-    torch.manual_seed(step)  # a new process would have another global state too
-
-
-def url_of(run):
-    return f"{run.storage}/{run.name}"
-
-
-def final(run, step=STEPS):
-    """Every tensor of the last checkpoint, as flat {name: array}."""
-    store = CheckpointStore(url_of(run), keep=1)
-    assert store.newest() == step
-    groups, _ = store.load(step)
-    assert groups.keys() >= {"model", "optim", "meter"}
-    return {f"{g}.{name}": t.numpy() for g, group in groups.items() for name, t in group.items()}
-
-
-def measured(history):
-    """The records without what a clock put in."""
-    return [{k: v for k, v in r.items() if k not in ("images_per_s", "data_wait")} for r in history]
-
-
-def assert_same_run(one, other, result=None, expected=None):
-    first, second = final(one), final(other)
-    assert first.keys() == second.keys() and len(first) > 40
-    assert all(np.array_equal(first[k], second[k]) for k in first), [k for k in first if (first[k] != second[k]).any()]
-    if result:
-        assert result["eval"] == expected["eval"] and result["mix"] == expected["mix"]
-        assert measured(result["history"]) == measured(expected["history"])
-
-
-def lineage(run):
-    """{step: {micro-batch: rows}} as the final weights saw them: a later start replaces the steps from its own on."""
-    starts = {}
-    for file in Path(url_of(run), "trace").iterdir():
-        start, step = file.name.split("-")[:2]
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        starts.setdefault((int(start.removeprefix("start")), int(step.removeprefix("step"))), []).extend(lines)
-    seen = {}
-    for _, begin in sorted(starts):
-        seen = {step: parts for step, parts in seen.items() if step < begin}
-        for step, micro_batch, rows in starts[_, begin]:
-            # two starts that found no checkpoint in between share a number: they saw the very same rows
-            assert step >= begin and seen.setdefault(step, {}).setdefault(micro_batch, rows) == rows
-    return seen
-
-
-def assert_every_row_once_an_epoch(run, epochs):
-    seen = lineage(run)
-    assert sorted(seen) == list(range(STEPS)) and all(sorted(parts) == [0, 1, 2] for parts in seen.values())
-    order = [row for step in range(STEPS) for m in range(3) for row in seen[step][m]]
-    for epoch in range(epochs):
-        assert sorted(order[epoch * ROWS : (epoch + 1) * ROWS]) == list(range(ROWS))
-    return order
-
-
-@pytest.fixture(scope="module")
-def whole(digits_url, tmp_path_factory):
-    """The run that nobody disturbs, and its result."""
-    run = a_run(digits_url, tmp_path_factory.mktemp("whole"))
-    return run, train_local(run)
-
-
-# Bitwise in one process.
 
 
 @pytest.mark.parametrize("step", [2, 6, 13, 17, 27])
@@ -189,7 +94,7 @@ def test_killed_within_the_write_of_a_checkpoint_it_is_the_same_run(whole, digit
 def test_killed_between_the_last_checkpoint_and_the_result_it_only_finishes(whole, digits_url, tmp_path):
     run = a_run(digits_url, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session_module, "write_result", lambda session: (_ for _ in ()).throw(Killed))
+        patch.setattr("remix_dist.train.result.write_result", lambda session: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train_local(run)
     with pytest.MonkeyPatch.context() as patch:
@@ -223,9 +128,6 @@ def test_a_run_lives_in_any_store(digits_url):
     result = train_local(run)
     assert result["steps"] == 14 and result["restarts"] == 1
     final(run, step=14)
-
-
-# What is written.
 
 
 def test_the_result_says_everything(whole):
@@ -309,232 +211,3 @@ def test_what_is_evaluated_is_the_average_with_the_running_statistics(whole):
         found[kind] = evaluate(model, stream, parts, torch.device("cpu"), bf16=False)
     assert found["ema"]["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-6) != found["model"]["loss"]
     assert found["ema"]["per_class"] == result["eval"]["per_class"]
-
-
-def test_the_launcher_hears_of_the_end(digits_url, tmp_path):
-    heard = []
-    result = train_local(a_run(digits_url, tmp_path), Hooks(report=heard.append))
-    assert heard[-1]["step"] == STEPS and heard[-1]["top1"] == result["eval"]["top1"]
-    assert all(isinstance(v, int | float | str | None) for v in heard[-1].values())
-
-
-def test_a_notice_of_pre_emption_saves_at_once(digits_url, tmp_path, monkeypatch):
-    clock = iter(range(0, 10**6, 6))  # six seconds pass at every look
-    monkeypatch.setattr(session_module.time, "monotonic", lambda: next(clock))
-    saved = []
-    save = CheckpointStore.save
-    monkeypatch.setattr(
-        CheckpointStore, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest))[1]
-    )
-    asked = iter([False, True, False, False])
-    options = Checkpoints(every_seconds=1e9)
-    train_local(a_run(digits_url, tmp_path, checkpoint=options), Hooks(preempted=lambda: next(asked)))
-    assert saved == [14, 28]  # asked at steps 7, 14, 21 and 28
-
-
-# What stops a run, or must not.
-
-
-def test_a_changed_recipe_is_refused_by_name_and_accepted_on_demand(digits_url, tmp_path):
-    run = a_run(digits_url, tmp_path)
-    killed(train_local, run, 12)
-    changed = dataclasses.replace(run, optim=Optim(lr=0.02, ema=0.9), rebalance=DRW(start="decay:1"))
-    with pytest.raises(UserError) as error:
-        train_local(changed)
-    message = str(error.value)
-    assert "optim.lr: 0.05 -> 0.02" in message and "rebalance.class_path: 'DRS' -> 'DRW'" in message
-    assert "checkpoint.on_change accept" in message and "train.seed" not in message
-    assert CheckpointStore(url_of(run), 2).newest() == 10
-    free = dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=3), checkpoint=Checkpoints(keep=1))
-    killed(train_local, free, 13)  # no part of the recipe
-    accepted = dataclasses.replace(changed, checkpoint=Checkpoints(on_change="accept"))
-    result = train_local(accepted)
-    assert result["method"] == "Remix-DRW" and result["history"][-2]["lr"] == pytest.approx(0.002)
-    killed_again = dataclasses.replace(changed, schedule=Schedule(epochs=1, decays=(0.5,)))
-    with pytest.raises(UserError, match=r"schedule.epochs: 2 -> 1"):
-        train_local(killed_again)
-    with pytest.raises(UserError, match=r"schedule.epochs = 1: .*is past that, at step 28"):
-        train_local(dataclasses.replace(killed_again, checkpoint=Checkpoints(on_change="accept")))
-
-
-def test_an_average_may_begin_and_more_epochs_may_follow_on_demand(digits_url, tmp_path):
-    run = a_run(
-        digits_url, tmp_path, optim=Optim(lr=0.05), schedule=Schedule(epochs=1, decays=()), rebalance=DRW(start=0)
-    )
-    first = train_local(run)
-    longer = dataclasses.replace(
-        run, optim=Optim(lr=0.05, ema=0.9), schedule=Schedule(epochs=2, decays=()),
-        checkpoint=Checkpoints(on_change="accept"),
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:  # killed where the old result still lies beside the new checkpoint
-        patch.setattr(session_module, "write_result", lambda session: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            train_local(longer)
-    second = train_local(longer)
-    assert (first["steps"], second["steps"]) == (14, 28)
-    assert any(name.startswith("ema.") for name in final(longer))
-    assert [r["step"] for r in second["history"] if r["kind"] == "eval"] == [14, 28]
-
-
-def test_other_data_under_the_same_name_is_refused(digits_url, other_url, tmp_path):
-    run = a_run(digits_url, tmp_path)
-    killed(train_local, run, 6)
-    with pytest.raises(UserError, match="data: '"):
-        train_local(dataclasses.replace(run, data=dataclasses.replace(run.data, url=other_url)))
-
-
-def test_without_any_valid_checkpoint_it_begins_anew(digits_url, tmp_path, capsys, whole):
-    run = a_run(digits_url, tmp_path)
-    killed(train_local, run, 6)
-    for file in Path(url_of(run), "checkpoints").glob("*/model.safetensors"):
-        file.write_bytes(file.read_bytes()[:-9])
-    result = train_local(run)
-    assert "checkpoint of step 5 is unusable and skipped" in capsys.readouterr().out
-    assert_same_run(run, whole[0], result, whole[1])
-
-
-@pytest.mark.parametrize("rate, last", [(math.inf, 8), (1e30, 9)])
-def test_a_loss_that_is_not_finite_stops_with_a_reason_and_the_newest_checkpoint_is_finite(
-    digits_url, tmp_path, whole, rate, last
-):
-    """An infinite rate ruins the weights of step 8 while that step's loss is finite; 1e30 shows in the next loss."""
-    run = a_run(digits_url, tmp_path, checkpoint=Checkpoints(every_steps=1))
-    original = session_module.learning_rate
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session_module, "learning_rate", lambda step, *rest: rate if step == 8 else original(step, *rest))
-        with pytest.raises(UserError, match=r"the loss is .*lower optim.lr or add schedule.warmup"):
-            train_local(run)
-    store = CheckpointStore(url_of(run), keep=2)
-    assert store.newest() == last
-    groups, _ = store.load(last)
-    assert all(bool(t.isfinite().all()) for group in groups.values() for t in group.values())
-    text = Path(url_of(run), "metrics.jsonl").read_text()
-    assert all(json.loads(line, parse_constant=pytest.fail) for line in text.splitlines())
-    if last == 8:
-        train_local(run)  # nothing was lost
-        assert_same_run(run, whole[0])
-
-
-def test_corrupt_images_are_named_once_whatever_a_restart_forgets(digits_url, tmp_path):
-    url = str(tmp_path / "damaged")
-    shutil.copytree(digits_url, url)
-    session = Session(a_run(url, tmp_path, "probe"), torch.device("cpu"), Hooks())
-    first, late = int(session.plan.batch(0)[0]), int(session.plan.batch(11)[0])
-    shards = open_shard_set(url, "train")
-    for row in (first, late):
-        path = Path(url, "train", shards.shards[int(shards.shard_N[row])].key)
-        data = bytearray(path.read_bytes())
-        data[int(shards.offset_N[row]) + 60] ^= 255
-        path.write_bytes(data)
-    data = Data(url=url, augment=session.run.data.augment, threads=1, max_corrupt=0.02)
-    run = a_run(url, tmp_path, data=data, schedule=Schedule(epochs=1, decays=()), rebalance=DRW(start=0))
-    killed(train_local, run, 8)
-    result = train_local(run)
-    assert [fault["row"] for fault in result["faults"]] == [first, late]
-    labels = {fault["row"]: shards.label_N[fault["replaced_by"]] for fault in result["faults"]}
-    assert labels == {row: shards.label_N[row] for row in (first, late)}
-    assert result["history"][-2]["corrupt"] >= 1
-
-
-def test_deterministic_runs_do(digits_url, tmp_path):
-    short = {"schedule": Schedule(epochs=0.2, decays=()), "rebalance": DRW(start=0)}
-    train = Train(global_batch=BATCH, micro_batch=MICRO, deterministic=True)
-    try:
-        train_local(a_run(digits_url, tmp_path, train=train, **short))
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-# On ranks.
-
-
-@pytest.fixture(scope="module")
-def other_url(tmp_path_factory):
-    """The digits with another long tail, so other class counts."""
-    url = str(tmp_path_factory.mktemp("other"))
-    make_shards(MakeShards(SourceOptions("digits"), url, workers=0, longtail="exp", ratio=10.0), say=lambda line: None)
-    return url
-
-
-def start_rank(run):
-    return Session(run, torch.device("cpu"), Hooks()).train()
-
-
-def two_ranks(url, other, storage):
-    """What a world of two can answer: undisturbed, killed within epoch 1 and 2 and continued, left, and misled."""
-    whole, broken, moved = (a_run(url, storage, name) for name in ("whole2", "broken2", "moved"))
-    results = [start_rank(whole)]
-    for step in (9, 18):
-        killed(start_rank, broken, step)
-    results.append(start_rank(broken))
-    killed(start_rank, moved, 17)
-    again = start_rank(whole)
-    misled = a_run(other if rank_world()[0] else url, storage, "misled")
-    try:
-        start_rank(misled)
-        error = ""
-    except RuntimeError as found:
-        error = str(found)
-    return (
-        [r and {k: r[k] for k in ("eval", "mix", "history", "world", "restarts")} for r in results],
-        bool(again),
-        error,
-    )
-
-
-def three_ranks(url, storage):
-    """A world of three continues what two began, and is killed itself."""
-    whole, broken, moved = (a_run(url, storage, name) for name in ("whole3", "broken3", "moved"))
-    results = [start_rank(moved), start_rank(whole)]
-    killed(start_rank, broken, 13)
-    results.append(start_rank(broken))
-    return [r and {k: r[k] for k in ("eval", "mix", "history", "world", "restarts")} for r in results]
-
-
-@pytest.fixture(scope="module")
-def worlds(digits_url, other_url, tmp_path_factory):
-    """The storage of all runs on ranks, and what each rank gave."""
-    storage = str(tmp_path_factory.mktemp("worlds"))
-    return (
-        storage,
-        on_ranks(2, two_ranks, digits_url, other_url, storage),
-        on_ranks(3, three_ranks, digits_url, storage),
-    )
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_that_are_killed_and_continue_give_the_same_run_bit_for_bit(worlds, digits_url, world):
-    one, other = (a_run(digits_url, worlds[0], f"{name}{world}") for name in ("broken", "whole"))
-    found = worlds[1][0][0] if world == 2 else worlds[2][0][1:]
-    assert found[0]["world"] == found[1]["world"] == world and found[1]["restarts"] == (2 if world == 2 else 1)
-    assert_same_run(one, other, found[1], found[0])
-    assert_every_row_once_an_epoch(one, epochs=1)
-    assert len(list(Path(url_of(one), "trace").iterdir())) >= 2 * world
-
-
-def test_only_rank_zero_has_the_result_and_a_finished_run_stays(worlds):
-    (zero, again, _), (one, _, _) = worlds[1]
-    assert all(zero) and not any(one) and again
-
-
-@pytest.mark.parametrize("name", ["moved", "whole2", "whole3"])
-def test_a_run_at_another_world_size_is_the_same_to_rounding(worlds, whole, digits_url, name):
-    """`moved` began on two ranks and went on, within an epoch, on three."""
-    run = a_run(digits_url, worlds[0], name)
-    found, expected = final(run), final(whole[0])
-    assert found.keys() == expected.keys()
-    for key in expected:
-        if key.startswith("meter"):
-            assert np.array_equal(found[key], expected[key]), key
-        else:
-            scale = np.abs(expected[key]).max() + 1e-6
-            np.testing.assert_allclose(found[key] / scale, expected[key] / scale, atol=1e-3, err_msg=key)
-    order = assert_every_row_once_an_epoch(run, epochs=1)
-    assert order == assert_every_row_once_an_epoch(whole[0], epochs=1)
-
-
-def test_ranks_that_read_other_class_counts_stop(worlds):
-    for _, _, error in worlds[1]:
-        assert "class counts differ between ranks" in error and "data.url" in error
-    assert not Path(worlds[0], "misled").exists()
