@@ -40,6 +40,7 @@ def ray_local(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray = pytest.importorskip("ray")
     root = str(Path(__file__).resolve().parents[2])
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
     ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
     yield
