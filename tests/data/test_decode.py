@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from remix_dist.data import augment as augment_module
 from remix_dist.data import decode as module
 from remix_dist.data.augment import Augment
 from remix_dist.data.decode import CorruptImage, decode
@@ -23,8 +22,7 @@ CROPS = ("random", "random_resized", "shift", "center")
 
 
 def encoded(image, form, **options):
-    out = io.BytesIO()
-    image.save(out, form, **options)
+    image.save(out := io.BytesIO(), form, **options)
     return out.getvalue()
 
 
@@ -105,6 +103,7 @@ def test_boxes_stay_in_range_for_every_shape_and_noise(crop, h, w):
 
 
 def test_a_thread_of_pixels_is_not_blown_up_to_gigabytes(monkeypatch):
+    augment_module = sys.modules[Augment.__module__]
     sizes, resize = [], augment_module._resize
     monkeypatch.setattr(augment_module, "_resize", lambda image, h, w: sizes.append((h, w)) or resize(image, h, w))
     assert placed(Augment(size=16, resize=20), picture(1, 50_000), noise()).shape == (3, 16, 16)
