@@ -32,6 +32,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         "HOME": str(tmp_path),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}",
     }
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # `python` is the one of this environment
     env.pop("RAY_ADDRESS", None)
     words = ["start", "--head", "--block", f"--port={PORT}", f"--dashboard-port={DASHBOARD}", "--num-cpus=2",
              "--object-store-memory=200000000", "--disable-usage-stats",
