@@ -71,7 +71,7 @@ def test_missing_shards_are_named_before_any_worker(small: Run, tmp_path: Path) 
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_fit_on_two_workers(small: Run, ray_local: None, capfd: pytest.CaptureFixture[str]) -> None:
     """One fit of two runs in one worker group; the second time nothing is trained again."""
     runs = [prepare(dataclasses.replace(small, train=dataclasses.replace(small.train, seed=s))) for s in (0, 1)]
