@@ -9,17 +9,13 @@ RAY_ADDRESS=auto (and under `ray job submit`) the tasks run on the cluster, whic
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import jsonargparse
 
+from remix_dist.config.parse import Help
 from remix_dist.launch.shards import MakeShards, make_shards
 from remix_dist.types import UserError
-
-
-class Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the commands above on lines of their own."""
 
 
 def main(args: list[str] | None = None) -> int:

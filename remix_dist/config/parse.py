@@ -75,11 +75,6 @@ def run_from_dict(tree: dict[str, Any]) -> Run:
     return build(arguments.parse_object(tree), arguments)
 
 
-def dump(run: Run) -> str:
-    """YAML that --config reads."""
-    return yaml.safe_dump(run.to_dict(), sort_keys=False)
-
-
 def knobs() -> list[str]:
     """Every dotted name, for did-you-mean and the documentation."""
     names = set(flatten(Run().to_dict())) | {"config", "dry_run", "dry_run_speed", "print_config", "help"}

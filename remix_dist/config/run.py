@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
 from remix_dist.data.augment import Augment
 from remix_dist.labels.remix import Remix
 from remix_dist.loss.cross_entropy import CrossEntropy
@@ -200,8 +202,12 @@ class Run:
     ray: Ray = Ray()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict; saved as YAML it is a valid --config file."""
+        """Plain nested dict of every knob."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def to_yaml(self) -> str:
+        """The same as text: a valid --config file."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def recipe(self) -> dict[str, Any]:
         """The flat dotted knobs that change the maths: what a resume must agree on."""

@@ -17,6 +17,11 @@ from remix_dist.types import generator
 _MIX1, _MIX2, _STEP = (np.uint64(x) for x in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15))
 
 
+def rank_share(n: int, rank: int, world: int) -> range:
+    """Which of n things are this rank's: contiguous, as even as whole things allow, all covered."""
+    return range(rank * n // world, (rank + 1) * n // world)
+
+
 class Plan:
     """The row ids of every global batch. Epochs from `balanced_from` on draw classes by `share_C`."""
 

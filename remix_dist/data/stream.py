@@ -14,7 +14,7 @@ import torch
 
 from remix_dist.data.cache import ShardCache
 from remix_dist.data.decode import CorruptImage, decode
-from remix_dist.data.plan import Plan
+from remix_dist.data.plan import Plan, rank_share
 from remix_dist.types import NOISE, PHOTOMETRIC, Batch, UserError, generator
 
 if TYPE_CHECKING:  # a value that it is handed, like the mixers
@@ -49,9 +49,8 @@ class Stream:
         self.waited = 0.0
 
     def share(self, rank: int, world: int) -> range:
-        """The places in the global batch of this rank's micro-batches: contiguous, whole, all covered."""
-        n = self.plan.global_batch // self.micro_batch
-        return range(rank * n // world, (rank + 1) * n // world)
+        """The places in the global batch of this rank's micro-batches: whole ones."""
+        return rank_share(self.plan.global_batch // self.micro_batch, rank, world)
 
     def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """This rank's micro-batches of the global steps start .. stop - 1. Resume is `start`, in O(1)."""
@@ -60,9 +59,8 @@ class Stream:
 
     def evaluation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Every row once over all ranks, in order, without augmentation or padding; corrupt rows are left out."""
-        n, size = len(self.shards), self.micro_batch
-        low, high = rank * n // world, (rank + 1) * n // world
-        rows = (np.arange(i, min(i + size, high)) for i in range(low, high, size))
+        size, mine = self.micro_batch, rank_share(len(self.shards), rank, world)
+        rows = (np.array(mine[i : i + size]) for i in range(0, len(mine), size))
         for batch in self._run((self._batch(part, 0, 0), None) for part in rows):
             good = batch.labels_B >= 0
             yield (

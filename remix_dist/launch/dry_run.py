@@ -6,25 +6,24 @@ import numpy as np
 
 from remix_dist.config.run import Run
 from remix_dist.config.schedule import deferral_epoch
-from remix_dist.data.manifest import open_shard_set
-from remix_dist.data.plan import Plan
+from remix_dist.data.plan import Plan, rank_share
 from remix_dist.labels.remix import Remix
-from remix_dist.model import build_model
 from remix_dist.types import generator
 
 
 def describe(run: Run, speed: float) -> str:
     """The resolved plan as text: rows, classes, steps, phases, bytes, checkpoint size, hours at `speed` images/s per
     worker. Call config.prepare first: it does the checks."""
-    train, val = (open_shard_set(run.data.url, split) for split in ("train", run.data.val_split))
+    train, val = run.data.open()
     plan = Plan(train.label_N, train.shard_N, seed=run.train.seed, global_batch=run.train.global_batch)
     total, count_C = plan.steps(run.schedule.epochs), train.count_C
-    model = build_model(run.model.name, len(train.classes), run.loss.head_scale, run.model.weights)
+    model = run.model.build(len(train.classes), run.loss.head_scale, run.train.seed)
     parameters = sum(p.numel() for p in model.parameters())
     rows = total * run.train.global_batch
     hours = rows / (speed * run.ray.workers) / 3600
     many, few = (count_C > run.train.many_above).sum(), (count_C < run.train.few_below).sum()
-    accumulation = run.train.global_batch // run.train.micro_batch
+    accumulation, world = run.train.global_batch // run.train.micro_batch, run.ray.workers
+    shares = ", ".join(str(len(rank_share(accumulation, rank, world))) for rank in range(world))
     lines = [
         ("method", f"{run.method()} ({run.model.name}, {parameters:,} parameters)"),
         ("run", f"{run.storage}/{run.name}"),
@@ -32,8 +31,8 @@ def describe(run: Run, speed: float) -> str:
         ("shots", f"{many:,} many (> {run.train.many_above}), {len(count_C) - many - few:,} medium, {few:,} few "
                   f"(< {run.train.few_below})"),
         ("val", f"{len(val):,} rows"),
-        ("global batch", f"{run.train.global_batch} = {accumulation} x {run.train.micro_batch}, on {run.ray.workers} "
-                         f"workers ({', '.join(str(len(s)) for s in _shares(run))} micro-batches a step)"),
+        ("global batch", f"{run.train.global_batch} = {accumulation} x {run.train.micro_batch}, on {world} workers "
+                         f"({shares} micro-batches a step)"),
         ("steps", f"{total:,} ({run.schedule.epochs:g} epochs of {len(train) / run.train.global_batch:,.1f} steps)"),
         ("learning rate", _rates(run, plan)),
         ("rebalancing", _phase(run, plan)),
@@ -45,11 +44,6 @@ def describe(run: Run, speed: float) -> str:
         ("cost", f"{hours * run.ray.workers:,.1f} GPU-hours, {hours:,.1f} h wall, at {speed:,.0f} images/s a worker"),
     ]  # fmt: skip
     return "\n".join(f"{key:>14}  {value}" for key, value in lines)
-
-
-def _shares(run: Run) -> list[range]:
-    n, world = run.train.global_batch // run.train.micro_batch, run.ray.workers
-    return [range(r * n // world, (r + 1) * n // world) for r in range(world)]
 
 
 def _rates(run: Run, plan: Plan) -> str:

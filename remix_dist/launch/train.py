@@ -6,7 +6,6 @@ run name would silently resume its own state, so every fit gets a fresh one, and
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -33,14 +32,16 @@ def train(runs: list[Run]) -> list[dict[str, Any]]:
     fs, root = filesystem(runs[0].storage)
     ours = not ray.is_initialized()
     try:
-        trainer = _trainer(runs, fit, gpu=_connect(options))
+        trainer, failure = _trainer(runs, fit, gpu=_connect(options)), None
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _explain(error, runs, fit) from error
-        for run in runs:
-            if message := _fatal(run, fit):
-                raise UserError(message)
+            failure = error
+        if message := _fatal(runs, fit):
+            raise UserError(message) from failure
+        if failure:
+            way = f"the same command continues from the newest checkpoint in {runs[0].storage}"
+            raise RuntimeError(f"{failure}\ntraining failed; {way}") from failure
         return [read_result(f"{run.storage}/{run.name}") or {} for run in runs]
     finally:
         if ours:
@@ -58,13 +59,12 @@ def worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     hooks = Hooks(report=ray.train.report, preempted=lambda: ray.train.get_preemption_info() is not None)
     for run in runs:
-        if _fatal(run, config["fit"]):
+        if _fatal(runs, config["fit"]):
             return  # a restart cannot mend it: end cleanly, the driver raises the message
         try:
             Session(run, device, hooks).train()
         except UserError as error:
-            fs, path = filesystem(f"{run.storage}/{run.name}/{config['fit']}.json")
-            write_text(fs, path, json.dumps(str(error)))
+            write_text(*_fatal_file(runs, config["fit"]), str(error))
             raise
 
 
@@ -72,7 +72,7 @@ def _trainer(runs: list[Run], fit: str, gpu: bool) -> ray.train.torch.TorchTrain
     options, (fs, root) = runs[0].ray, filesystem(runs[0].storage)
     # Ray's defaults wait for ever; workers inherit these from the driver's environment
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(options.start_timeout))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(options.start_timeout)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
     local = "file" in fs.protocol
     return ray.train.torch.TorchTrainer(
@@ -123,15 +123,10 @@ def _connect(options: Ray) -> bool:
     return gpu
 
 
-def _fatal(run: Run, fit: str) -> str | None:
-    fs, path = filesystem(f"{run.storage}/{run.name}/{fit}.json")
-    return json.loads(fs.cat_file(path)) if fs.exists(path) else None
+def _fatal_file(runs: list[Run], fit: str) -> tuple[Any, str]:
+    return filesystem(f"{runs[0].storage}/.ray/{fit}/fatal.txt")  # beside Ray's state of the fit, and removed with it
 
 
-def _explain(error: Exception, runs: list[Run], fit: str) -> Exception:
-    for run in runs:
-        if message := _fatal(run, fit):
-            return UserError(message)
-    return RuntimeError(
-        f"{error}\ntraining failed; the same command continues from the newest checkpoint in {runs[0].storage}"
-    )
+def _fatal(runs: list[Run], fit: str) -> str | None:
+    fs, path = _fatal_file(runs, fit)
+    return fs.cat_file(path).decode() if fs.exists(path) else None

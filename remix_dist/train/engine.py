@@ -28,8 +28,8 @@ class Engine:
 
     def __init__(self, run: Run, model: nn.Module, table: ClassTable, device: torch.device, bf16: bool) -> None:
         self.run, self.table, self.device, self.bf16 = run, table, device, bf16
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.model = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.meter = Meter(table.classes, device)
         self.weight_C = run.rebalance.row_weight(table)
         self.params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -128,8 +128,7 @@ class Engine:
             share_BK = torch.stack((lam_y_B, 1 - lam_y_B), 1)
         self.meter.add(labels_B, mixed.lam_x_B, lam_y_B, mixed.partner_B is not None)
 
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        images_BCHW = run.data.augment.normalize(mixed.images_BCHW).contiguous(memory_format=layout)
+        images_BCHW = run.data.augment.normalize(mixed.images_BCHW).contiguous(memory_format=self.layout)
         plan = {} if mixed.layer is None else {k: getattr(mixed, k) for k in ("partner_B", "lam_x_B", "layer")}
         with self._keyed_dropout(batch), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits_BC = self.forward(images_BCHW, **plan)

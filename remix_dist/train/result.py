@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
-import yaml
 
 from remix_dist import __version__
 from remix_dist.data.decode import jpeg_decoder
@@ -44,7 +43,7 @@ def write_result(session: Session) -> dict[str, Any]:
         "history": session.journal.history if session.journal else [],
     }  # fmt: skip
     fs, path = filesystem(session.url)
-    write_text(fs, f"{path}/run.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+    write_text(fs, f"{path}/run.yaml", run.to_yaml())
     write_text(fs, f"{path}/result.json", json.dumps(result))
     if session.journal is not None:
         session.journal.close()

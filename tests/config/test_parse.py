@@ -8,7 +8,7 @@ import yaml
 
 from remix_dist.config.check import check_run
 from remix_dist.config.document import document
-from remix_dist.config.parse import dump, guarded, knobs, parse_run, run_from_dict
+from remix_dist.config.parse import guarded, knobs, parse_run, run_from_dict
 from remix_dist.config.run import Data, Optim, Run
 from remix_dist.labels.remix import Remix
 from remix_dist.labels.same import Same
@@ -130,9 +130,9 @@ def test_what_differs_from_the_defaults_is_reported(tmp_path):
     ids=lambda run: run.method(),
 )
 def test_a_saved_run_reads_back_equal(run, tmp_path):
-    (tmp_path / "run.yaml").write_text(dump(run))
+    (tmp_path / "run.yaml").write_text(run.to_yaml())
     assert parsed("--config", str(tmp_path / "run.yaml")) == run == run_from_dict(run.to_dict())
-    assert yaml.safe_load(dump(run)) == run.to_dict()
+    assert yaml.safe_load(run.to_yaml()) == run.to_dict()
 
 
 def test_knobs_know_every_method_and_group():
