@@ -40,6 +40,7 @@ def check_run(run: Run) -> list[str]:
             "lower train.micro_batch, or give 1 to that many workers"
         )
     _positive(run)
+    _idle(run)
     if schedule.kind == "cosine" and schedule.decays != type(schedule).decays and schedule.decays:
         raise UserError(f"schedule.decays = {list(schedule.decays)}: cannot take effect with schedule.kind = cosine")
     if schedule.kind == "step" and not all(0 < d < schedule.epochs for d in schedule.decays):
@@ -106,6 +107,23 @@ def _positive(run: Run) -> None:
         raise UserError(f"schedule.warmup = {run.schedule.warmup}: must be in [0, schedule.epochs)")
     if not 0 <= run.train.seed < 2**63:
         raise UserError(f"train.seed = {run.train.seed}: must be in [0, 2^63)")
+
+
+def _idle(run: Run) -> None:
+    augment, schedule = run.data.augment, run.schedule
+    knobs = [  # knob, value, default, whether it acts, what it needs
+        ("data.augment.min_area", augment.min_area, type(augment).min_area, augment.crop == "random_resized",
+         "data.augment.crop = random_resized"),
+        ("data.augment.shift", augment.shift, type(augment).shift, augment.crop == "shift",
+         "data.augment.crop = shift"),
+        ("schedule.factor", schedule.factor, type(schedule).factor, schedule.kind == "step" and bool(schedule.decays),
+         "schedule.kind = step and schedule.decays"),
+    ]  # fmt: skip
+    for key, value, default, acts, needs in knobs:
+        if value != default and not acts:
+            raise UserError(f"{key} = {value}: cannot take effect without {needs}; leave it out, or set that")
+    if run.checkpoint.every_steps is not None and run.checkpoint.every_steps < 1:
+        raise UserError(f"checkpoint.every_steps = {run.checkpoint.every_steps}: must be at least 1, or null for none")
 
 
 def _warnings(run: Run) -> list[str]:

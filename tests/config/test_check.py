@@ -132,3 +132,18 @@ def test_nothing_to_evaluate_is_refused():
 def test_a_trace_needs_files_that_can_be_appended_to():
     with pytest.raises(UserError, match=r"train\.trace = true"):
         check_run(Run(storage="s3://bucket/runs", train=Train(trace=True)))
+
+
+@pytest.mark.parametrize(
+    "key, run",
+    [
+        ("data.augment.min_area", Run(data=Data(augment=Augment(min_area=0.5)))),
+        ("data.augment.shift", Run(data=Data(augment=Augment(crop="center", shift=2)))),
+        ("schedule.factor", Run(schedule=Schedule(kind="cosine", factor=0.5), rebalance=Reweight())),
+        ("schedule.factor", Run(schedule=Schedule(decays=(), factor=0.5), rebalance=Reweight())),
+        ("checkpoint.every_steps", Run(checkpoint=Checkpoints(every_steps=0))),
+    ],
+)
+def test_a_knob_that_would_silently_do_nothing_is_refused(key, run):
+    with pytest.raises(UserError, match=f"^{key} = "):
+        check_run(run)
